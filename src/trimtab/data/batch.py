@@ -152,7 +152,7 @@ class _Packer:
                     predictor = begin + i - 1 if i else trunk.end - 1
                     assert predictor >= start, f"{tree.origin}: a trained token without a predictor"
                     self.targets.append((predictor, begin + i, len(self.end), False))
-            self.end.append(max(span.end, trunk.end) - 1 if span.length == 0 else span.end - 1)
+            self.end.append((span if span.length else trunk).end - 1)
             self.tree_of_branch.append(index)
             branches.append(span)
         self.spans.append(TreeSpans(trunk, tuple(branches)))

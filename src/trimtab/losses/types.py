@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """R rankings from best to worst, padded to the longest: ``sum``, ``length``, ``mask`` [R, K]."""
+    """R rankings, best to worst, padded to the longest: ``sum``, ``length``, ``mask`` [R, K]."""
 
     sum: Tensor
     length: Tensor

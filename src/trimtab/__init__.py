@@ -1,0 +1,59 @@
+"""trimtab: language-model alignment, from raw text to a policy that does what people prefer.
+
+The verbs of the command line are functions here, with the same keys:
+
+    from trimtab import dpo
+    run = dpo(model_name_or_path="runs/sft", dataset_name="pairs.jsonl", beta=0.1)
+    run.results["eval_rewards/accuracies"]
+
+Losses are pure functions in ``trimtab.losses``. Importing this package imports no torch; calling a
+verb does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab.algorithms.run import RunResult
+
+__version__ = "0.1.0"
+__all__ = ["dpo", "kto", "orpo", "pretrain", "sft", "simpo"]
+
+
+def _run(verb: str, keys: dict[str, Any]) -> RunResult:
+    from trimtab.algorithms.run import train
+    from trimtab.config.resolve import recipe_from_kwargs
+
+    command = [f"trimtab.{verb}(" + ", ".join(f"{k}={v!r}" for k, v in keys.items()) + ")"]
+    return train(recipe_from_kwargs(verb, **keys), command=command)
+
+
+def pretrain(**keys: Any) -> RunResult:
+    """Maximise L_GPT over documents; keys as in ``trimtab pretrain --help``."""
+    return _run("pretrain", keys)
+
+
+def sft(**keys: Any) -> RunResult:
+    """Supervised fine-tuning on responses; keys as in ``trimtab sft --help``."""
+    return _run("sft", keys)
+
+
+def dpo(**keys: Any) -> RunResult:
+    """Direct preference optimisation (or ``loss="..."``); keys as in ``trimtab dpo --help``."""
+    return _run("dpo", keys)
+
+
+def simpo(**keys: Any) -> RunResult:
+    """SimPO, reference-free; keys as in ``trimtab simpo --help``."""
+    return _run("simpo", keys)
+
+
+def orpo(**keys: Any) -> RunResult:
+    """ORPO, likelihood and odds ratio in one stage; keys as in ``trimtab orpo --help``."""
+    return _run("orpo", keys)
+
+
+def kto(**keys: Any) -> RunResult:
+    """KTO, on single labelled responses; keys as in ``trimtab kto --help``."""
+    return _run("kto", keys)

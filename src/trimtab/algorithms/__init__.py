@@ -1,0 +1,1 @@
+"""One file per algorithm: data and models in, terms and metrics out; the loop optimises them."""

@@ -1,0 +1,73 @@
+"""A language model as algorithms use it: token and sequence log-probs of a batch of trees."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.data.batch import TreeBatch
+from trimtab.losses.types import SequenceLogprobs
+from trimtab.models.forward import Layout, target_hidden
+from trimtab.models.logprobs import LogitHead, TokenStats, token_stats
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A model and the layout in which it reads trees."""
+
+    model: nn.Module
+    layout: Layout
+    device: torch.device
+
+    @property
+    def head(self) -> LogitHead:
+        """The logit head as it is now: adapters may have been switched since the last call."""
+        return LogitHead.of(self.model)
+
+    def hidden(self, batch: TreeBatch) -> Tensor:
+        """[M, d] hidden states at the positions that predict a trained token."""
+        return target_hidden(self.model, batch, self.layout)
+
+    def token_stats(
+        self,
+        batch: TreeBatch,
+        *,
+        entropy: bool = False,
+        correct: bool = False,
+        reference: tuple[Tensor, LogitHead] | None = None,
+    ) -> TokenStats:
+        """Log-probs [M] of the trained tokens, and what else is asked for, in one pass."""
+        return token_stats(
+            self.hidden(batch),
+            self.head,
+            batch.target_ids,
+            entropy=entropy,
+            correct=correct,
+            reference=reference,
+        )
+
+    def branch_logprobs(self, batch: TreeBatch) -> SequenceLogprobs:
+        """Summed log-probs [N] of the branches; trained trunk tokens are left out."""
+        return branch_sums(batch, self.token_stats(batch).logp)
+
+
+def branch_sums(batch: TreeBatch, logp: Tensor) -> SequenceLogprobs:
+    """Per-token log-probs [M] to sequence log-probs [N] of the branches."""
+    count = batch.branch_count
+    return SequenceLogprobs(batch.sequence_sums(logp)[:count], batch.length[:count])
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No gradients, eval mode; the training mode is put back afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

@@ -1,0 +1,297 @@
+"""dpo, simpo, orpo, kto and the rest of the family: any loss of ``PREFERENCE_LOSSES``.
+
+A loss asks for what it needs by naming it (see ``losses/contract.py``); this file brings it. The
+objective is the loss per comparison (per response for unpaired losses, per prompt for rankings)
+and, with ``nll_weight``, the language-model loss of the preferred responses per token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.algorithms.policy import Policy, branch_sums, frozen
+from trimtab.algorithms.reference import CachedLogprobs, LiveReference
+from trimtab.algorithms.stage import Mix, Stage
+from trimtab.algorithms.stream import TreeStream, micro_batches
+from trimtab.data.batch import TreeBatch, pack, split_by_tokens
+from trimtab.data.trees import TokenTree
+from trimtab.evaluation.preference import PreferenceRecord, summarise
+from trimtab.losses.contract import LossSpec
+from trimtab.losses.types import (
+    Pair,
+    PairValues,
+    PreferenceTerms,
+    Ranking,
+    SequenceLogprobs,
+)
+from trimtab.models.logprobs import TokenStats
+from trimtab.training.algorithm import Micro, Outcome
+from trimtab.training.seeds import generator
+from trimtab.training.terms import Metric, Term
+
+UNITS = {"pair": "pair", "unpaired": "sequence", "ranking": "prompt"}
+
+
+@dataclasses.dataclass
+class References:
+    """What the loss may ask of the reference: cached sums of both streams, or a live model."""
+
+    train: CachedLogprobs | None = None
+    held_out: CachedLogprobs | None = None
+    live: LiveReference | None = None
+
+
+class PreferenceOptimisation(Stage):
+    """Optimises one loss of the family over comparisons, rankings or labelled responses."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        stream: TreeStream,
+        *,
+        spec: LossSpec,
+        make_loss: Callable[[], Callable[..., Any]],
+        references: References,
+        seed: int,
+        total_steps: int,
+        nll_weight: float = 0.0,
+        mix: Mix | None = None,
+        held_out: TreeStream | None = None,
+    ) -> None:
+        super().__init__(policy, stream, total_steps=total_steps, mix=mix, held_out=held_out)
+        self.spec = spec
+        self.make_loss = make_loss
+        self.loss = make_loss()
+        self.references = references
+        self.seed = seed
+        self.nll_weight = nll_weight
+        self.live_needed = "sequence_kl" in spec.needs
+
+    # ------------------------------------------------------------------ the step
+
+    def attach(self, micro: Micro) -> None:
+        """Bring the cached reference log-probs of the micro-batch's rows."""
+        if micro.stream == "main" and self.references.train is not None:
+            micro.reference = self.references.train.of(micro.rows).to(self.policy.device)
+
+    def prepare(self, step: int, micros: Sequence[Micro]) -> dict[str, Metric]:
+        """What the loss needs of the whole step: mismatched responses, or every pair's gap."""
+        own = [micro for micro in micros if micro.stream == "main"]
+        if "mismatched_policy" in self.spec.prepare_needs:
+            return self._prepare_mismatched(self.loss, own)
+        if "policy" not in self.spec.prepare_needs:
+            return {}
+        with frozen(self.model):
+            found = [self._pairs(m, self.policy.branch_logprobs(m.batch)) for m in own]
+        keep = self.loss.prepare(  # type: ignore[attr-defined]
+            _join([policy for policy, _ in found]),
+            _join([reference for _, reference in found]),
+            generator=generator(self.seed, "pair filter", step),
+        )
+        for micro, weight in zip(
+            own, keep.split([micro.batch.winner.numel() for micro in own]), strict=True
+        ):
+            micro.pair_weight = weight.to(self.policy.device)
+        return {"pairs_kept": Metric(keep.sum().item(), float(keep.numel()))}
+
+    def _prepare_mismatched(self, loss: Any, micros: Sequence[Micro]) -> dict[str, Metric]:
+        """KTO's z0: every response after the next row's prompt, over the whole step."""
+        trees = mismatched([tree for micro in micros for tree in micro.batch.trees])
+        nothing = torch.zeros(0, device=self.policy.device)
+        policy_parts = [SequenceLogprobs(nothing, nothing)]
+        reference_parts = [SequenceLogprobs(nothing, nothing)]
+        live = self.references.live
+        assert live is not None
+        for run in split_by_tokens(trees, self.stream.token_budget):
+            batch = pack(run).to(self.policy.device)
+            with frozen(self.model):
+                policy_parts.append(self.policy.branch_logprobs(batch))
+            reference_parts.append(live.branch_logprobs(batch))
+        loss.prepare(_concatenate(policy_parts), _concatenate(reference_parts))
+        return {"kl": Metric(loss.z0, 1.0)}
+
+    def own_counts(self, micro: Micro) -> Mapping[str, float]:
+        """Comparisons, responses or prompts by weight; tokens of the preferred responses."""
+        batch = micro.batch
+        counts = {self.spec.name: float(self._weights(micro).double().sum())}
+        if self.nll_weight:
+            counts["nll"] = float(preferred_targets(batch).sum())
+        return counts
+
+    def _weights(self, micro: Micro) -> Tensor:
+        """Weight of every unit of the loss: [P], [N] or [R]."""
+        batch = micro.batch
+        if self.spec.kind == "unpaired":
+            return batch.tree_weight[batch.tree_of_branch]
+        if self.spec.kind == "ranking":
+            return batch.tree_weight
+        return batch.weight if micro.pair_weight is None else batch.weight * micro.pair_weight
+
+    def own_terms(self, micro: Micro) -> Outcome:
+        """The loss of the family and, if asked for, the NLL of the preferred responses."""
+        stats = self.stats(micro)
+        sums = branch_sums(micro.batch, stats.logp)
+        record = self.judge(self.loss, micro, sums, stats)
+        weights = self._weights(micro)
+        count = self.own_counts(micro)[self.spec.name]
+        unit = UNITS[self.spec.kind]
+        terms = [Term(self.spec.name, (record.losses * weights).sum(), count, unit)]  # type: ignore[arg-type]
+        metrics = record.metrics()
+        if self.nll_weight:
+            preferred = preferred_targets(micro.batch)
+            total, tokens = -(stats.logp * preferred).sum(), float(preferred.sum())
+            terms.append(Term("nll", total, tokens, "token", self.nll_weight))
+            metrics["nll_loss"] = Metric(total.item(), tokens)
+        return Outcome(terms, metrics)
+
+    def stats(self, micro: Micro) -> TokenStats:
+        """Token log-probs; with the full-vocabulary KL where the loss names it."""
+        if not self.live_needed:
+            return self.policy.token_stats(micro.batch)
+        assert self.references.live is not None
+        reference = self.references.live.hidden(micro.batch)
+        return self.policy.token_stats(micro.batch, reference=reference)
+
+    def _pairs(self, micro: Micro, sums: SequenceLogprobs) -> tuple[Pair, Pair]:
+        """Policy and reference log-probs of the micro-batch's comparisons (detached reference)."""
+        batch = micro.batch
+        policy = Pair(_take(sums, batch.winner), _take(sums, batch.loser))
+        if micro.reference is None:
+            return policy, policy
+        kept = SequenceLogprobs(micro.reference, sums.length)
+        return policy, Pair(_take(kept, batch.winner), _take(kept, batch.loser))
+
+    def judge(
+        self, loss: Callable[..., Any], micro: Micro, sums: SequenceLogprobs, stats: TokenStats
+    ) -> PreferenceRecord:
+        """Call the loss with what it names."""
+        batch = micro.batch
+        needs = self.spec.needs
+        arguments: dict[str, Any] = {}
+        reference = None
+        if micro.reference is not None:
+            reference = SequenceLogprobs(micro.reference, sums.length)
+        if self.spec.kind == "pair":
+            policy, paired = self._pairs(micro, sums)
+            arguments["policy"] = policy
+            if "reference" in needs:
+                assert micro.reference is not None
+                arguments["reference"] = paired
+            if "margins" in needs:
+                arguments["margins"] = batch.margin
+            if "sequence_kl" in needs:
+                assert stats.kl is not None
+                kl = batch.sequence_sums(stats.kl)
+                arguments["sequence_kl"] = PairValues(kl[batch.winner], kl[batch.loser])
+            terms: PreferenceTerms = loss(**arguments)
+            return PreferenceRecord.of_pairs(batch, sums, terms)
+        if self.spec.kind == "unpaired":
+            assert batch.labels is not None
+            found = loss(policy=sums, reference=reference, labels=batch.labels)
+            return PreferenceRecord.of_responses(batch, sums, found)
+        order = ranking_order(batch)
+        arguments["policy"] = _ranking(sums, order)
+        if "reference" in needs:
+            assert reference is not None
+            arguments["reference"] = _ranking(reference, order)
+        return PreferenceRecord.of_rankings(batch, sums, loss(**arguments), order)
+
+    # ------------------------------------------------------------------ held-out rows
+
+    def evaluate(self) -> dict[str, Any]:
+        """Loss, accuracy, margins and log-probs on the held-out rows, with 95 % intervals.
+
+        The loss is a fresh one: evaluation never touches running statistics.
+        """
+        if self.held_out is None:
+            return {}
+        rows = range(len(self.held_out))
+        micros = micro_batches(self.held_out, rows, self.held_out.token_budget, "eval")
+        for micro in micros:
+            micro.batch = micro.batch.to(self.policy.device)
+            if self.references.held_out is not None:
+                micro.reference = self.references.held_out.of(micro.rows).to(self.policy.device)
+        loss = self.make_loss()
+        if "mismatched_policy" in self.spec.prepare_needs:
+            self._prepare_mismatched(loss, micros)
+        with frozen(self.model):
+            records = []
+            for micro in micros:
+                stats = self.stats(micro)
+                records.append(
+                    self.judge(loss, micro, branch_sums(micro.batch, stats.logp), stats)
+                )
+        return summarise(records)
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loss's running statistics, where it has any."""
+        has_state = hasattr(self.loss, "state_dict")
+        return {"loss": self.loss.state_dict()} if has_state else {}  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what ``state_dict`` gave."""
+        if "loss" in state:
+            self.loss.load_state_dict(state["loss"])  # type: ignore[attr-defined]
+
+
+def mismatched(trees: Sequence[TokenTree]) -> list[TokenTree]:
+    """Every tree's responses after the next tree's prompt: rotation by one, none meets its own.
+
+    Trees of one step; a step of a single row (the last one of an epoch, say) has no mismatch.
+    """
+    if len(trees) < 2:
+        return []
+    return [
+        TokenTree(trees[(i + 1) % len(trees)].trunk, tree.branches, (), tree.origin)
+        for i, tree in enumerate(trees)
+    ]
+
+
+def preferred_targets(batch: TreeBatch) -> Tensor:
+    """[M] 1 for tokens of responses that lose no comparison, and of trained prompts; else 0."""
+    losers = torch.zeros(batch.branch_count, dtype=torch.bool, device=batch.ids.device)
+    losers[batch.loser] = True
+    preferred = torch.ones(
+        batch.branch_count + batch.tree_count, dtype=torch.float32, device=batch.ids.device
+    )
+    preferred[: batch.branch_count] = (~losers).float()
+    return preferred[batch.target_sequence]
+
+
+def ranking_order(batch: TreeBatch) -> Tensor:
+    """[R, K] branch numbers from best to worst, padded with -1 to the longest ranking."""
+    assert batch.ranks is not None, "rankings are checked when rows become trees"
+    starts = [0]
+    for tree in batch.trees:
+        starts.append(starts[-1] + len(tree.branches))
+    widest = max(len(tree.branches) for tree in batch.trees)
+    order = torch.full((batch.tree_count, widest), -1, dtype=torch.int64, device=batch.ids.device)
+    for row in range(batch.tree_count):
+        own = batch.ranks[starts[row] : starts[row + 1]]
+        order[row, : own.numel()] = own.argsort(stable=True) + starts[row]
+    return order
+
+
+def _ranking(sums: SequenceLogprobs, order: Tensor) -> Ranking:
+    mask = order >= 0
+    index = order.clamp(min=0)
+    return Ranking(sums.sum[index] * mask, sums.length[index], mask)
+
+
+def _take(sums: SequenceLogprobs, index: Tensor) -> SequenceLogprobs:
+    return SequenceLogprobs(sums.sum[index], sums.length[index])
+
+
+def _concatenate(parts: Sequence[SequenceLogprobs]) -> SequenceLogprobs:
+    return SequenceLogprobs(torch.cat([p.sum for p in parts]), torch.cat([p.length for p in parts]))
+
+
+def _join(pairs: Sequence[Pair]) -> Pair:
+    return Pair(_concatenate([p.chosen for p in pairs]), _concatenate([p.rejected for p in pairs]))

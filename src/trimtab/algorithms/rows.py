@@ -1,0 +1,145 @@
+"""From the sources of a recipe to token trees: read, checked, tokenised, cached, reported."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trimtab.config.data_keys import DatasetSpec
+from trimtab.data.chat import ChatRenderer
+from trimtab.data.rows import Kind
+from trimtab.data.sources import Loaded, load_examples
+from trimtab.data.store import TreeStore
+from trimtab.data.store_cache import cached
+from trimtab.data.tokenise import TokeniseOptions, tokenise_all
+from trimtab.data.tokenise_report import TokeniseReport
+from trimtab.models.fingerprint import fingerprint_tokenizer
+
+Note = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Trees of one role ("training", "held-out", "mix"), one store a source.
+
+    ``weights`` are the sources' relative shares, or None where they come as they are; ``summary``
+    is a line for people and for the model card.
+    """
+
+    role: str
+    stores: tuple[TreeStore, ...]
+    weights: tuple[float, ...] | None
+    reports: tuple[TokeniseReport, ...]
+    loaded: Loaded
+    summary: str
+
+    @property
+    def count(self) -> int:
+        """Trees in all sources."""
+        return sum(len(store) for store in self.stores)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSettings:
+    """What the recipe says about reading and tokenising, apart from the sources."""
+
+    max_bad_rows: float
+    max_dropped_rows: float
+    cache_dir: Path | None
+    quarantine: Path | None
+    seed: int
+
+
+def load_rows(
+    role: str,
+    specs: Sequence[DatasetSpec],
+    renderer: ChatRenderer,
+    options: TokeniseOptions,
+    accept: frozenset[Kind],
+    settings: RowSettings,
+    note: Note,
+    *,
+    max_rows: int | None = None,
+) -> Rows:
+    """Read and tokenise all sources; raises ``DataError`` beyond the recipe's limits."""
+    loaded = load_examples(
+        specs,
+        accept,
+        max_rows=max_rows,
+        max_bad_rows=settings.max_bad_rows,
+        quarantine_path=settings.quarantine,
+        seed=settings.seed,
+    )
+    for notice in loaded.report.notices:
+        note(notice)
+    stores: list[TreeStore] = []
+    reports: list[TokeniseReport] = []
+    for index, source in enumerate(loaded.sources):
+        store, report = _tokenised(loaded, index, renderer, options, settings)
+        stores.append(store)
+        reports.append(report)
+        for notice in report.notices:
+            note(notice)
+        del source
+    summary = _summary(role, loaded, stores, reports)
+    note(summary)
+    given = [spec.weight for spec in specs]
+    weights = tuple(float(w) for w in given if w is not None) if None not in given else None
+    return Rows(role, tuple(stores), weights, tuple(reports), loaded, summary)
+
+
+def _tokenised(
+    loaded: Loaded,
+    index: int,
+    renderer: ChatRenderer,
+    options: TokeniseOptions,
+    settings: RowSettings,
+) -> tuple[TreeStore, TokeniseReport]:
+    """The trees of one source, from the cache where nothing that shapes them has changed."""
+    examples = loaded.sources[index].examples
+    limit = settings.max_dropped_rows
+    share = limit if limit < 1 else limit / max(len(examples), 1)
+    key: dict[str, Any] = {
+        "rows": loaded.sources[index].fingerprint,
+        "count": len(examples),
+        "tokenizer": fingerprint_tokenizer(renderer.tokenizer),
+        "stops": sorted(renderer.stop_ids),
+        "options": options.to_json(),
+    }
+
+    def build() -> tuple[TreeStore, dict[str, Any]]:
+        store, report = tokenise_all(examples, renderer, options, max_dropped=share)
+        return store, report.to_json()
+
+    folder = None if settings.cache_dir is None else settings.cache_dir / "trees"
+    found = cached(key, build, folder)
+    report = TokeniseReport.from_json(found.notes)
+    report.check(share)
+    return found.store, report
+
+
+def _summary(
+    role: str, loaded: Loaded, stores: Sequence[TreeStore], reports: Sequence[TokeniseReport]
+) -> str:
+    """``training: 4,920 rows, 4,911 trees (9 dropped: ...), 1.1 M tokens, 38 % trained, ...``."""
+    dropped: dict[str, int] = {}
+    for report in reports:
+        for reason, found in report.dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + found.count
+    tokens, trained = sum(r.tokens for r in reports), sum(r.trained for r in reports)
+    branches = sum(r.branches for r in reports)
+    stopped = sum(r.branches_stopped for r in reports)
+    cut = sum(r.prompts_cut + r.responses_cut for r in reports)
+    parts = [f"{role}: {loaded.report.used:,} rows, {sum(map(len, stores)):,} trees"]
+    if loaded.report.bad:
+        reasons = ", ".join(f"{n} x {reason}" for reason, n in loaded.report.bad_reasons.items())
+        parts.append(f"{loaded.report.bad} bad rows set aside ({reasons})")
+    if dropped:
+        parts.append("dropped " + ", ".join(f"{n} x {reason}" for reason, n in dropped.items()))
+    if cut:
+        parts.append(f"{cut} cut to length")
+    parts.append(f"{tokens:,} tokens, {100 * trained / max(tokens, 1):.0f} % trained")
+    parts.append(f"{100 * stopped / max(branches, 1):.0f} % of responses end in a stop token")
+    return "; ".join(parts)

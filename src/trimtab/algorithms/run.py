@@ -1,0 +1,248 @@
+"""From a resolved recipe to a finished run folder: what every training verb does.
+
+    recipe → run folder → device, precision, model → rows → trees → stage → self-check → loop →
+    a Hugging Face folder with its card
+
+Everything that can be refused is refused before a weight is loaded; everything that takes time
+says so first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trimtab.algorithms.build import Built, build
+from trimtab.algorithms.finish import finish
+from trimtab.algorithms.selfcheck import as_record, self_check
+from trimtab.config.resolve import Resolved, difference, to_yaml
+from trimtab.config.values import steps_of
+from trimtab.training import files
+from trimtab.training.algorithm import Micro
+from trimtab.training.checkpoint import CheckpointStore
+from trimtab.training.loop import Loop, LoopSettings, dump_micro
+from trimtab.training.metrics import MetricsLog
+from trimtab.training.progress import Progress
+from trimtab.training.run_folder import RunFolder, Start
+from trimtab.training.trackers import Tracker, open_trackers
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """A run as it ended: its folder (a model folder), its results, whether Ctrl-C ended it."""
+
+    output_dir: Path
+    results: dict[str, Any]
+    interrupted: bool = False
+
+
+def run_resolved(resolved: Resolved, command: Sequence[str] | None = None) -> int:
+    """Run a training verb; returns the exit code: 0, or 130 after Ctrl-C with a checkpoint."""
+    result = train(resolved, command=command or ["trimtab", *sys.argv[1:]])
+    return 130 if result.interrupted else 0
+
+
+def train(resolved: Resolved, *, command: Sequence[str]) -> RunResult:
+    """Train as the recipe says, or go on where an earlier start of the same recipe was killed."""
+    recipe, control = resolved.recipe, resolved.control
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    mode = "json" if control.json else "quiet" if control.quiet else "auto"
+    if control.dry_run:
+        return _dry_run(resolved, mode)
+    resolved_yaml = to_yaml(resolved)
+    with RunFolder.open(
+        recipe.output_dir,
+        resolved_yaml=resolved_yaml,
+        command=list(command),
+        recipe_difference=lambda old: difference(old, resolved_yaml),
+        restart=control.restart,
+        resume=control.resume,
+    ) as folder:
+        with Progress(verb=resolved.verb, mode=mode) as progress:
+            return _train_in(folder, resolved, progress)
+
+
+def _dry_run(resolved: Resolved, mode: str) -> RunResult:
+    """Everything up to the first step, in a folder that is thrown away."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Progress(verb=resolved.verb, mode=mode) as progress,
+    ):
+        built = build(resolved, Path(scratch), progress.note, precision=None)
+        _self_check(built, Path(scratch), progress)
+        progress.note(f"dry run: {built.stage.total_steps} steps would follow; nothing was written")
+    return RunResult(Path(resolved.recipe.output_dir), {})
+
+
+def _train_in(folder: RunFolder, resolved: Resolved, progress: Progress) -> RunResult:
+    recipe = resolved.recipe
+    store = CheckpointStore(folder.path, keep=recipe.save_total_limit, note=progress.note)
+    start = folder.starting_point(store)
+    for note in folder.notes:
+        progress.note(note)
+    precision = None if start.checkpoint is None else start.checkpoint.state["precision"]
+    built = build(resolved, folder.path, progress.note, precision=precision)
+    if recipe.self_check and start.checkpoint is None:
+        _self_check(built, folder.path, progress)
+    with MetricsLog(folder.path / "metrics.jsonl") as log:
+        trackers = open_trackers(
+            recipe.report_to,
+            run_dir=folder.path,
+            run_name=recipe.run_name or folder.path.name,
+            run_id=folder.run_id,
+            start_step=start.checkpoint.step if start.checkpoint else 0,
+            config=resolved.recipe.model_dump(mode="json"),
+        )
+        hooks = _Hooks(built, folder, store, log, progress, trackers)
+        loop = Loop(built.stage, _settings(recipe, built.stage.total_steps), hooks)
+        hooks.loop = loop
+        _restore(loop, log, start)
+        progress.begin(built.stage.total_steps, at=loop.state.step)
+        try:
+            with _stop_on_signals() as stopping:
+                whole = loop.run(should_stop=stopping.is_set)
+        finally:
+            for tracker in trackers:
+                tracker.close()
+        if not whole:
+            folder.mark("interrupted")
+            progress.note(
+                f"stopped after step {loop.state.step}, saved; the same command goes on from there"
+            )
+            return RunResult(folder.path, {}, interrupted=True)
+    results = finish(folder, resolved, built, loop.state, progress)
+    return RunResult(folder.path, results)
+
+
+def _self_check(built: Built, folder: Path, progress: Progress) -> None:
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as scratch:
+        checks = self_check(
+            built.stage, save=built.save_and_verify, scratch=Path(scratch), longest=built.longest
+        )
+    seconds = time.perf_counter() - start
+    progress.note(f"self-check: {len(checks)} of {len(checks)} passed in {seconds:.1f} s")
+    record = json.dumps(as_record(checks, seconds), indent=1) + "\n"
+    files.write_atomic(folder / "selfcheck.json", record.encode())
+
+
+def _restore(loop: Loop, log: MetricsLog, start: Start) -> None:
+    """Continue from a checkpoint, and cut the log back to what it remembers."""
+    if start.checkpoint is None:
+        log.truncate_to_lines(0)
+        return
+    state = start.checkpoint.state
+    tensors = {stem: start.checkpoint.tensors(stem) for stem in ("masters", "optimizer")}
+    loop.restore(state, tensors)
+    log.truncate_to_lines(state["metrics_lines"] if start.own else 0)
+
+
+def _settings(recipe: Any, total_steps: int) -> LoopSettings:
+    """The loop's own keys, with shares of all steps turned into steps."""
+    samples = recipe.sample_prompts != 0 and recipe.sample_prompts != []
+    return LoopSettings(
+        learning_rate=recipe.learning_rate,
+        schedule=recipe.lr_scheduler_type,
+        warmup=recipe.warmup_steps,
+        min_lr_ratio=recipe.min_lr_ratio,
+        optimizer=recipe.optim,
+        weight_decay=recipe.weight_decay,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        epsilon=recipe.adam_epsilon,
+        max_grad_norm=recipe.max_grad_norm,
+        seed=recipe.seed,
+        on_nonfinite=recipe.on_nonfinite,
+        max_skipped_steps=recipe.max_skipped_steps,
+        logging_steps=recipe.logging_steps,
+        eval_steps=steps_of(recipe.eval_steps, total_steps),
+        save_steps=steps_of(recipe.save_steps, total_steps),
+        sample_steps=(steps_of(recipe.sample_steps, total_steps) or 0) if samples else None,
+        eval_on_start=recipe.eval_on_start,
+    )
+
+
+class _Hooks:
+    """What the loop leaves to the run: records, samples, checkpoints, broken batches."""
+
+    def __init__(
+        self,
+        built: Built,
+        folder: RunFolder,
+        store: CheckpointStore,
+        metrics: MetricsLog,
+        progress: Progress,
+        trackers: Sequence[Tracker],
+    ) -> None:
+        self.built = built
+        self.folder = folder
+        self.store = store
+        self.metrics = metrics
+        self.shown = progress
+        self.trackers = trackers
+        self.loop: Loop | None = None
+
+    def log(self, step: int, record: dict[str, Any]) -> None:
+        self.metrics.append({"step": step, **record})
+        self.shown.log(step, record)
+        for tracker in self.trackers:
+            tracker.log(step, record)
+
+    def progress(self, step: int) -> None:
+        self.shown.update(step)
+
+    def sample(self, step: int) -> None:
+        if self.built.samples is None:
+            return
+        rows = self.built.samples.generate(step)
+        for prompt, completion in rows[:1]:
+            self.shown.note(f"step {step}: {_short(prompt)} → {_short(completion)}")
+
+    def save(self, step: int) -> None:
+        assert self.loop is not None
+        self.metrics.sync()
+        state, tensors = self.loop.checkpoint()
+        state["metrics_lines"] = self.metrics.lines
+        state["precision"] = self.built.precision.name
+        self.store.save(step, state=state, tensors=tensors, writers=[self.built.save])
+
+    def dump(self, step: int, micro: Micro) -> Path:
+        return dump_micro(self.folder.path / f"nonfinite-step-{step + 1}.json", step + 1, micro)
+
+
+def _short(text: str, limit: int = 90) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= limit else line[: limit - 1] + "…")
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM end the run after the step, saved; a second Ctrl-C ends it at once."""
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+
+    def stop(number: int, frame: object) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        stopping.set()
+        print("stopping after this step and saving; again to stop at once", file=sys.stderr)
+
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

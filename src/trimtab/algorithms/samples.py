@@ -1,0 +1,88 @@
+"""Sample generations during a run: fixed prompts, the same seed, written beside the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from trimtab.algorithms.policy import Policy, frozen
+from trimtab.data.trees import TokenTree
+from trimtab.models.attention import plain_attention
+from trimtab.training.seeds import derive
+
+
+class SamplePrompt(NamedTuple):
+    """A prompt as ids, exactly as training renders it, and as text."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+class Samples:
+    """Greedy continuations of fixed prompts, so that two steps differ by the weights alone."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        tokenizer: Any,
+        prompts: Sequence[SamplePrompt],
+        *,
+        stop_ids: Sequence[int],
+        max_new_tokens: int,
+        folder: Path,
+        seed: int,
+    ) -> None:
+        self.policy = policy
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        self.stop_ids = list(stop_ids)
+        self.max_new_tokens = max_new_tokens
+        self.folder = folder
+        self.seed = seed
+
+    def generate(self, step: int) -> list[tuple[str, str]]:
+        """(prompt, completion) of every prompt, written to ``completions_<step>.parquet``."""
+        rows = [(prompt.text, self._continue(prompt)) for prompt in self.prompts]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        table = pa.table(
+            {
+                "step": [step] * len(rows),
+                "prompt": [prompt for prompt, _ in rows],
+                "completion": [completion for _, completion in rows],
+            }
+        )
+        pq.write_table(table, self.folder / f"completions_{step:05d}.parquet")
+        return rows
+
+    def _continue(self, prompt: SamplePrompt) -> str:
+        ids = torch.tensor([prompt.ids], device=self.policy.device)
+        model: Any = self.policy.model
+        torch.manual_seed(derive(self.seed, "samples"))
+        with frozen(model), plain_attention(model):
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                eos_token_id=self.stop_ids or None,
+                pad_token_id=self.stop_ids[0] if self.stop_ids else 0,
+                use_cache=True,
+            )
+        return self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def prompts_of_trees(tokenizer: Any, trees: Sequence[TokenTree]) -> list[SamplePrompt]:
+    """The trunks of held-out trees as prompts."""
+    return [
+        SamplePrompt(tree.trunk.ids, tokenizer.decode(tree.trunk.ids, skip_special_tokens=True))
+        for tree in trees
+        if tree.trunk.ids
+    ]

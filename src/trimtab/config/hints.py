@@ -1,0 +1,261 @@
+"""What keys of other tools are called here, or why they are not needed.
+
+``ALIASES`` are read as ours (a note says so). Everything else of another tool is refused with the
+name that is right here: a key that is accepted and does nothing would be a lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+# Taken as they are: short forms, and TRL's names for a part of a group.
+ALIASES: Mapping[str, str] = MappingProxyType(
+    {
+        "model": "model_name_or_path",
+        "dataset": "dataset_name",
+        "eval_dataset": "eval_dataset_name",
+        "ref_model": "ref_model_name_or_path",
+        "loss_type": "loss.name",
+        "simpo_gamma": "loss.gamma",
+        "rpo_alpha": "nll_weight",
+        "ptx_coef": "mix.weight",
+        "bf16": "precision",
+        "block_size": "context_length",
+    }
+)
+
+# TRL's values of loss_type for losses that have another name here.
+LOSS_TYPES: Mapping[str, str] = MappingProxyType({"sigmoid": "dpo"})
+
+_TRL = "TRL"
+_HF = "transformers"
+_AXOLOTL = "axolotl"
+_FACTORY = "LLaMA-Factory"
+_OLD_HF = "transformers before 5"
+
+# Another tool's key -> (ours, whose).
+RENAMED: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        # axolotl
+        "base_model": ("model_name_or_path", _AXOLOTL),
+        "base_model_config": ("model_name_or_path", _AXOLOTL),
+        "tokenizer_config": ("tokenizer_name_or_path", _AXOLOTL),
+        "revision_of_model": ("model_revision", _AXOLOTL),
+        "micro_batch_size": ("per_device_train_batch_size", _AXOLOTL),
+        "num_epochs": ("num_train_epochs", _AXOLOTL),
+        "sequence_len": ("max_length", _AXOLOTL),
+        "lr_scheduler": ("lr_scheduler_type", _AXOLOTL),
+        "optimizer": ("optim", _AXOLOTL),
+        "test_datasets": ("eval_datasets", _AXOLOTL),
+        "lora_target_linear": ("lora_target_modules", _AXOLOTL),
+        "dataset_prepared_path": ("cache_dir", _AXOLOTL),
+        "rl_beta": ("loss.beta", _AXOLOTL),
+        "dpo_beta": ("loss.beta", _AXOLOTL),
+        "orpo_alpha": ("loss.beta", _AXOLOTL),
+        "kto_desirable_weight": ("loss.desirable_weight", _AXOLOTL),
+        "kto_undesirable_weight": ("loss.undesirable_weight", _AXOLOTL),
+        "cosine_min_lr_ratio": ("min_lr_ratio", _AXOLOTL),
+        "saves_per_epoch": ("save_steps", _AXOLOTL),
+        "evals_per_epoch": ("eval_steps", _AXOLOTL),
+        # LLaMA-Factory
+        "cutoff_len": ("max_length", _FACTORY),
+        "pref_beta": ("loss.beta", _FACTORY),
+        "pref_loss": ("loss", _FACTORY),
+        "pref_ftx": ("nll_weight", _FACTORY),
+        "lora_rank": ("lora_r", _FACTORY),
+        "lora_target": ("lora_target_modules", _FACTORY),
+        "ref_model_adapters": ("ref_model_name_or_path", _FACTORY),
+        "adapter_name_or_path": ("model_name_or_path", _FACTORY),
+        "max_samples": ("max_train_rows", _FACTORY),
+        "kto_chosen_weight": ("loss.desirable_weight", _FACTORY),
+        "kto_rejected_weight": ("loss.undesirable_weight", _FACTORY),
+        "mix_strategy": ("datasets", _FACTORY),
+        "interleave_probs": ("datasets", _FACTORY),
+        # transformers, run_clm.py included
+        "warmup_ratio": ("warmup_steps", _OLD_HF),
+        "max_seq_length": ("max_length", _OLD_HF),
+        "max_seq_len": ("max_length", "other tools"),
+        "tokenizer": ("tokenizer_name_or_path", _OLD_HF),
+        "tokenizer_name": ("tokenizer_name_or_path", _HF),
+        "processing_class": ("tokenizer_name_or_path", _HF),
+        "torch_dtype": ("precision", _OLD_HF),
+        "dtype": ("precision", _HF),
+        "no_cuda": ("device", _OLD_HF),
+        "use_cpu": ("device", _HF),
+        "use_mps_device": ("device", _OLD_HF),
+        "evaluation_strategy": ("eval_steps", _OLD_HF),
+        "eval_strategy": ("eval_steps", _HF),
+        "save_strategy": ("save_steps", _HF),
+        "logging_strategy": ("logging_steps", _HF),
+        "per_gpu_train_batch_size": ("per_device_train_batch_size", _OLD_HF),
+        "train_batch_size": ("per_device_train_batch_size", "other tools"),
+        "batch_size": ("per_device_train_batch_size", "other tools"),
+        "grad_accum": ("gradient_accumulation_steps", "other tools"),
+        "train_file": ("dataset_name", _HF),
+        "validation_file": ("eval_dataset_name", _HF),
+        "eval_split": ("dataset_test_split", "other tools"),
+        "dataset_config_name": ("dataset_config", _HF),
+        "max_train_samples": ("max_train_rows", _HF),
+        "max_eval_samples": ("max_eval_rows", _HF),
+        "config_name": ("new_model", _HF),
+        "config_overrides": ("new_model", _HF),
+        "model_type": ("new_model.architecture", _HF),
+        "lr": ("learning_rate", "other tools"),
+        "epochs": ("num_train_epochs", "other tools"),
+        "steps": ("max_steps", "other tools"),
+        "grad_clip": ("max_grad_norm", "other tools"),
+        "output": ("output_dir", "other tools"),
+        # TRL
+        "eval_dataset_split": ("dataset_test_split", _TRL),
+        "max_target_length": ("max_length", _TRL),
+        "max_completion_length": ("max_length", _TRL),
+        "attn_implementation": ("attn_layout", _TRL),
+        "cpo_alpha": ("nll_weight", _TRL),
+        "simpo_beta": ("loss.beta", "other tools"),
+        "reference_model": ("ref_model_name_or_path", "other tools"),
+        "load_in_bf16": ("precision", "other tools"),
+    }
+)
+
+# Keys with nothing to put in their place, and why.
+EXPLAINED: Mapping[str, str] = MappingProxyType(
+    {
+        "fp16": "fp16 is not offered: small updates and large logits leave its range, and scaling "
+        "the loss only hides it; use precision=bf16 or fp32, or remove the line",
+        "packing": "nothing is padded here, so there is nothing to pack; remove it (attn_layout "
+        "says how rows lie in memory)",
+        "sample_packing": "nothing is padded here, so there is nothing to pack; remove it",
+        "pad_to_sequence_len": "nothing is padded here; remove it",
+        "pad_to_multiple_of": "nothing is padded here; remove it",
+        "padding_free": "nothing is padded here; remove it",
+        "group_by_length": "nothing is padded here, so lengths need no grouping; remove it",
+        "dataloader_num_workers": "rows are tokenised once and cached; remove it",
+        "dataloader_drop_last": "the last, shorter step is trained with its own divisor; remove it",
+        "dataset_num_proc": "rows are tokenised once and cached; remove it",
+        "preprocessing_num_workers": "rows are tokenised once and cached; remove it",
+        "remove_unused_columns": "columns that no stage needs stay with their row; remove it",
+        "overwrite_output_dir": "an unfinished run is continued and a finished one refused; start "
+        "over with --restart",
+        "overwrite_cache": "the cache's key holds everything that shapes it; remove it",
+        "logging_dir": "trackers write where they say; metrics.jsonl is in output_dir; remove it",
+        "logging_first_step": "evaluation before the first step is eval_on_start; remove it",
+        "save_safetensors": "weights are safetensors always; remove it",
+        "save_only_model": "checkpoints are whole, so that nothing is lost; see save_total_limit",
+        "do_train": "the verb says it; remove it",
+        "do_eval": "give eval_dataset_name, and the run evaluates on it; remove it",
+        "do_predict": "give sample_prompts, and the run generates from them; remove it",
+        "plot_loss": "metrics.jsonl holds every value; remove it",
+        "per_device_eval_batch_size": "evaluation fills micro-batches up to token_budget; remove "
+        "it",
+        "val_size": "give eval_dataset_name, a file of held-out rows",
+        "val_set_size": "give eval_dataset_name, a file of held-out rows",
+        "template": "the tokenizer's own chat template is used, always; remove it",
+        "chat_template": "the tokenizer's own chat template is used, always; remove it",
+        "chat_template_path": "the tokenizer's own chat template is used: put the file into the "
+        "tokenizer's folder as chat_template.jinja",
+        "pad_token": "nothing is padded here; remove it",
+        "eos_token": "stop tokens are those of the tokenizer, the template and "
+        "generation_config.json; remove it",
+        "special_tokens": "the tokenizer's own special tokens are used; remove it",
+        "adapter": "for LoRA use use_peft=true with lora_r, lora_alpha",
+        "finetuning_type": "for LoRA use use_peft=true with lora_r, lora_alpha; for all weights "
+        "remove it",
+        "rl": "the verb says it: trimtab dpo, trimtab orpo, trimtab kto, ...",
+        "stage": "the verb says it: trimtab pretrain, trimtab sft, trimtab dpo, ...",
+        "dataset_dir": "dataset_name is a path by itself; no registry is needed",
+        "dataset_text_field": "use columns, e.g. columns: {text: NAME}",
+        "field_messages": "use columns, e.g. columns: {messages: NAME}",
+        "dataset_kwargs": "use the keys of datasets: path, name, data_files, split, columns",
+        "train_on_inputs": "use completion_only_loss or assistant_only_loss",
+        "train_on_prompt": "use completion_only_loss=false",
+        "mask_history": "every assistant turn is trained; see assistant_only_loss",
+        "load_in_4bit": "frozen weights are bf16 or fp32 here; use use_peft with precision=bf16",
+        "load_in_8bit": "frozen weights are bf16 or fp32 here; use use_peft with precision=bf16",
+        "quantization_bit": "frozen weights are bf16 or fp32 here; use use_peft with "
+        "precision=bf16",
+        "flash_attention": "attention is trimtab's own tree attention; see attn_layout",
+        "flash_attn": "attention is trimtab's own tree attention; see attn_layout",
+        "torch_compile": "not used here; remove it",
+        "deepspeed": "runs are on one device here; remove it",
+        "fsdp": "runs are on one device here; remove it",
+        "fsdp_config": "runs are on one device here; remove it",
+        "accelerate_config": "runs are on one device here; remove it",
+        "ddp_find_unused_parameters": "runs are on one device here; remove it",
+        "ddp_timeout": "runs are on one device here; remove it",
+        "use_liger_kernel": "logits are never held whole here; remove it",
+        "activation_offloading": "see gradient_checkpointing and token_budget",
+        "gradient_checkpointing_kwargs": "gradient_checkpointing is true or false here; remove it",
+        "neftune_noise_alpha": "not offered: the noise would break the masks' and layouts' checks; "
+        "remove it",
+        "disable_dropout": "dropout of the model is off always; lora_dropout is the adapters' own",
+        "label_smoothing": "it is another loss (cDPO, or robust DPO), not a key of this one; "
+        "remove it",
+        "label_smoothing_factor": "the loss is the log-likelihood as it is; remove it",
+        "label_pad_token_id": "masks come from spans, never from a token id; remove it",
+        "padding_value": "nothing is padded here; remove it",
+        "reference_free": "use a loss without a reference: trimtab simpo or trimtab orpo",
+        "sync_ref_model": "the reference stays as it was at the start of the stage; remove it",
+        "force_use_ref_model": "the reference is the policy as it was at the start of the stage; "
+        "remove it",
+        "use_logits_to_keep": "logits are computed where they are trained, always; remove it",
+        "generate_during_eval": "use sample_prompts and sample_steps",
+        "load_best_model_at_end": "the last state is the result; compare checkpoints with "
+        "eval_steps and save_total_limit",
+        "metric_for_best_model": "the last state is the result; remove it",
+        "push_to_hub": "nothing is uploaded here; remove it",
+        "hub_model_id": "nothing is uploaded here; remove it",
+        "hub_token": "set HF_TOKEN in the environment; nothing secret belongs in a recipe",
+        "wandb_project": "set WANDB_PROJECT in the environment, and report_to=wandb",
+        "wandb_name": "use run_name, and report_to=wandb",
+        "use_wandb": "use report_to=wandb",
+        "resume_from_checkpoint": "the same command continues an unfinished run; or give --resume "
+        "PATH on the command line",
+        "auto_resume_from_checkpoints": "the same command continues an unfinished run; remove it",
+        "data_seed": "seed is the only one; remove it",
+        "cpu_threads": "use threads",
+        "config": "a recipe cannot name another recipe; give one file",
+        "defaults": "a recipe cannot include another; give one file",
+        "_component_": "torchtune's way to name a class; keys here are plain values",
+    }
+)
+
+# What belongs on the command line and never in a recipe.
+CONTROLS: Mapping[str, str] = MappingProxyType(
+    {
+        "restart": "Start over; the old run's files are set aside, never deleted.",
+        "resume": "Go on from this checkpoint folder, with this recipe.",
+        "dry_run": "Show the resolved recipe, and where each value came from, and stop.",
+        "quiet": "Print errors and the result only.",
+        "json": "Print progress and result as JSON lines.",
+        "yes": "Answer yes to every question.",
+        "offline": "Never touch the network (sets HF_HUB_OFFLINE).",
+    }
+)
+
+# Verbs of other tools, and names that users try first -> ours.
+FOREIGN_VERBS: Mapping[str, str] = MappingProxyType(
+    {
+        "train": "trimtab has a verb per stage: trimtab pretrain, sft, dpo, simpo, orpo, kto",
+        "finetune": "use trimtab sft",
+        "finetune_lora": "use trimtab sft --use-peft",
+        "pt": "use trimtab pretrain",
+        "clm": "use trimtab pretrain",
+        "cpo": "use trimtab simpo, which is TRL's cpo with loss_type=simpo",
+        "preference": "use trimtab dpo --loss NAME",
+        "preprocess": "use trimtab data inspect FILE --model MODEL",
+        "env": "every run folder has an environment.json",
+    }
+)
+
+STAGES: Mapping[str, str] = MappingProxyType(
+    {
+        "pt": "pretrain",
+        "pretrain": "pretrain",
+        "sft": "sft",
+        "dpo": "dpo",
+        "simpo": "simpo",
+        "orpo": "orpo",
+        "kto": "kto",
+    }
+)

@@ -1,0 +1,175 @@
+"""The keys of a recipe as a flat table: dotted name -> type, default, help text, group."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from trimtab.config.data_keys import DataKeys, LengthKeys
+from trimtab.config.keys import AdapterKeys, MixKeys, ModelKeys, OptimiserKeys, RunKeys
+from trimtab.config.loss_schema import LossParameter, loss_schemas
+from trimtab.config.recipes import LossChoice, PreferenceRecipe, TrainRecipe
+from trimtab.config.values import Label
+
+Shape = Literal["scalar", "flag", "list", "map", "group"]
+
+
+class Key(NamedTuple):
+    """One key. ``optional``: null is a value; ``type_label``: its type in words, for help."""
+
+    path: str
+    shape: Shape
+    optional: bool
+    type_label: str
+    default: Any
+    description: str
+    title: str
+
+
+@functools.cache
+def recipe_keys(recipe: type[TrainRecipe]) -> Mapping[str, Key]:
+    """All keys of ``recipe`` by dotted name, in the order of ``--help``.
+
+    Hyper-parameters of losses are those of all losses: which of them is right is decided once the
+    loss is known.
+    """
+    found: dict[str, Key] = {}
+    for title, owner in _groups(recipe):
+        for name, field in recipe.model_fields.items():
+            if _owner(recipe, name) is owner:
+                found.update((key.path, key) for key in _expand(name, field, title))
+    assert found.keys() >= recipe.model_fields.keys(), "a field belongs to no group"
+    return found
+
+
+def loss_keys(recipe: type[TrainRecipe]) -> Mapping[str, str]:
+    """Hyper-parameters that may stand at the top level: ``beta`` -> ``loss.beta``."""
+    if not issubclass(recipe, PreferenceRecipe):
+        return {}
+    names = {name for schema in loss_schemas().values() for name in schema.parameters}
+    return {name: f"loss.{name}" for name in names if name not in recipe.model_fields}
+
+
+def _groups(recipe: type[TrainRecipe]) -> list[tuple[str, type[BaseModel]]]:
+    own = [(recipe.TITLE, recipe)] if "TITLE" in vars(recipe) else []
+    length = [LengthKeys] if issubclass(recipe, LengthKeys) else []
+    before = [ModelKeys, DataKeys, *length]
+    after = [OptimiserKeys, AdapterKeys, MixKeys, RunKeys]
+    return [
+        *((group.TITLE, group) for group in before),
+        *own,
+        *((group.TITLE, group) for group in after),
+    ]
+
+
+def _owner(recipe: type[BaseModel], name: str) -> type[BaseModel]:
+    """The class that declares ``name`` first; those below it only change its default."""
+    owners = [c for c in recipe.__mro__ if name in inspect.get_annotations(c)]
+    return owners[-1]
+
+
+def _expand(path: str, field: FieldInfo, title: str) -> Iterator[Key]:
+    default = field.get_default(call_default_factory=True)
+    required = field.is_required()
+    annotation, optional = _plain(field.annotation)
+    if annotation is LossChoice:
+        yield _key(path, field, "group", False, default.name, title)
+        yield from _loss_keys(title)
+        return
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield _key(path, field, "group", optional, default, title)
+        for name, inner in annotation.model_fields.items():
+            yield from _expand(f"{path}.{name}", inner, title)
+        return
+    shape = _shape(annotation)
+    yield _key(path, field, shape, optional, ... if required else default, title)
+
+
+def _loss_keys(title: str) -> Iterator[Key]:
+    yield Key("loss.name", "scalar", False, "|".join(loss_schemas()), "dpo", "Name.", title)
+    merged: dict[str, list[tuple[str, LossParameter]]] = {}
+    for schema in loss_schemas().values():
+        for name, parameter in schema.parameters.items():
+            merged.setdefault(name, []).append((schema.name, parameter))
+    for name, owners in merged.items():
+        defaults = ", ".join(f"{owner} {p.default}" for owner, p in owners)
+        boolean = owners[0][1].annotation == "bool"
+        yield Key(
+            f"loss.{name}",
+            "flag" if boolean else "scalar",
+            any("None" in p.annotation for _, p in owners),
+            {"float": "number", "int": "whole number"}.get(
+                owners[0][1].annotation, owners[0][1].annotation
+            ),
+            None,
+            f"Defaults: {defaults}.",
+            title,
+        )
+
+
+def _key(
+    path: str, field: FieldInfo, shape: Shape, optional: bool, default: Any, title: str
+) -> Key:
+    label = _label(field)
+    return Key(path, shape, optional, label, default, field.description or "", title)
+
+
+def _plain(annotation: Any) -> tuple[Any, bool]:
+    """Without Annotated and without None, and whether None was in it."""
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        inner = [a for a in get_args(annotation) if a is not type(None)]
+        optional = len(inner) < len(get_args(annotation))
+        if len(inner) == 1:
+            return _plain(inner[0])[0], optional
+        return Union[tuple(inner)], optional
+    return annotation, False
+
+
+def _shape(annotation: Any) -> Shape:
+    if annotation is bool:
+        return "flag"
+    origin = get_origin(annotation)
+    if origin is dict:
+        return "map"
+    if origin is list or (origin is Union and any(get_origin(a) is list for a in get_args(annotation))):
+        return "list"
+    return "scalar"
+
+
+def _label(field: FieldInfo) -> str:
+    for piece in _pieces(field):
+        if isinstance(piece, Label):
+            return piece.text
+    annotation, _ = _plain(field.annotation)
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation)))
+    if annotation is bool:
+        return "flag"
+    if annotation is str:
+        return "text"
+    if annotation is LossChoice:
+        return "|".join(loss_schemas())
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "group"
+    return "list"
+
+
+def _pieces(field: FieldInfo) -> Iterator[Any]:
+    """Metadata of the field's annotation; pydantic moves that of the outermost Annotated away."""
+    yield from field.metadata
+    pending = [field.annotation]
+    while pending:
+        annotation = pending.pop()
+        if get_origin(annotation) is Annotated:
+            yield from getattr(annotation, "__metadata__", ())
+            pending.append(get_args(annotation)[0])
+        elif get_origin(annotation) in (Union, types.UnionType):
+            pending.extend(get_args(annotation))

@@ -1,0 +1,205 @@
+"""The sources of a recipe to examples: read, recognised, checked, counted.
+
+``load_examples`` is the one door: whatever the files, every row is either an example or a line in
+the quarantine file, and the report says how many of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtab.data.formats import Plan, detect
+from trimtab.data.locate import DatasetSpec, Located, Part, locate
+from trimtab.data.order import permutation
+from trimtab.data.quarantine import BadRow, Quarantine, RowReport, SourceReport
+from trimtab.data.readers import Record
+from trimtab.data.rows import Example, kind_of
+from trimtab.data.trees import Origin
+from trimtab.errors import DataError
+
+__all__ = ["DatasetSpec", "Loaded", "load_examples"]
+
+_SAMPLE = 1000  # rows that the kind of a source is recognised from
+_FRACTIONS = -1000  # the first stream of the permutations that choose a fraction of a source
+
+
+@dataclass
+class Loaded:
+    """All rows of a recipe.
+
+    ``examples`` has one list a source, in the order of the recipe. ``weights`` are those of the
+    mixture, None where no source has one (``order.Order`` takes both as they are).
+    ``fingerprint`` is a SHA-256 over the raw bytes of every file that was read, in order: it says
+    whether a resumed run sees the same data, and not how that data was read (columns, fraction).
+    """
+
+    examples: list[list[Example]]
+    report: RowReport
+    fingerprint: str
+    weights: list[float] | None
+
+
+def load_examples(
+    specs: Sequence[DatasetSpec],
+    accept: Collection[str] | None = None,
+    *,
+    max_rows: int | None = None,
+    max_bad_rows: float = 0.01,
+    quarantine_path: Path | None = None,
+    seed: int = 0,
+) -> Loaded:
+    """Read all rows of all sources.
+
+    Args:
+        specs: The sources, at least one.
+        accept: The kinds of rows that the stage takes (``rows.KINDS``); None takes any.
+        max_rows: Read at most so many rows of each source, from its start.
+        max_bad_rows: How many bad rows a source may have: below 1 a share of its rows, from 1 on
+            a count.
+        quarantine_path: Where bad rows are written; None: nowhere, they are only counted.
+        seed: Chooses the rows of a source with a ``fraction``.
+
+    Raises:
+        DataError: a source that is not there, cannot be read, has no rows, rows of a kind that is
+            not accepted, or more bad rows than allowed.
+    """
+    assert specs, "no sources"
+    report = RowReport()
+    examples: list[list[Example]] = []
+    total = hashlib.sha256()
+    with Quarantine(quarantine_path, max_bad_rows) as quarantine:
+        for index, spec in enumerate(specs):
+            located = locate(spec)
+            account = SourceReport(spec.path)
+            report.sources.append(account)
+            rows = _Source(spec, located, account, quarantine, accept).read(max_rows)
+            rows = _fraction(rows, spec, seed, _FRACTIONS - index, account)
+            account.used = len(rows)
+            examples.append([example for row in rows for example in row])
+            account.examples = len(examples[-1])
+            for part in located.parts:
+                total.update(part.digest())
+    if quarantine.written and quarantine_path is not None:
+        report.quarantine = str(quarantine_path)
+    return Loaded(examples, report, total.hexdigest(), _weights(specs))
+
+
+class _Source:
+    """The rows of one source on their way to examples."""
+
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        located: Located,
+        account: SourceReport,
+        quarantine: Quarantine,
+        accept: Collection[str] | None,
+    ) -> None:
+        self.spec = spec
+        self.located = located
+        self.account = account
+        self.quarantine = quarantine
+        self.accept = accept
+
+    def read(self, max_rows: int | None) -> list[Sequence[Example]]:
+        """The examples of every good row."""
+        records = itertools.islice(self._records(), max_rows)
+        head = list(itertools.islice(records, _SAMPLE))
+        plan = self._plan(head)
+        rows: list[Sequence[Example]] = []
+        for part, record in itertools.chain(head, records):
+            self.account.rows_in += 1
+            try:
+                rows.append(_examples(plan, part, record))
+            except BadRow as problem:
+                self.quarantine.add(self.account, part.name, record.line, problem, record.raw)
+        self.account.used = len(rows)
+        self.quarantine.check(self.account)
+        if plan is not None:
+            self._describe(plan, rows)
+        return rows
+
+    def _records(self) -> Iterator[tuple[Part, Record]]:
+        for part in self.located.parts:
+            empty = True
+            for record in part.records():
+                empty = False
+                yield part, record
+            if empty and len(self.located.parts) > 1:
+                self._notice(f"{part.name} is empty")
+
+    def _plan(self, head: Sequence[tuple[Part, Record]]) -> Plan | None:
+        """How to read the source; None where none of its first rows could be parsed."""
+        if not head:
+            raise DataError(f"{self.spec.path}: empty: there are no rows in it")
+        good = [(part, record) for part, record in head if record.row is not None]
+        if not good:
+            return None
+        part, first = good[0]
+        return detect(
+            [record.row for _, record in good if record.row is not None],
+            f"{part.name}:{first.line}",
+            columns=self.spec.columns or {},
+            kind=self.spec.kind,
+            accept=self.accept,
+            textual=all(record.textual for _, record in good),
+        )
+
+    def _describe(self, plan: Plan, rows: Sequence[Sequence[Example]]) -> None:
+        kinds = {kind_of(example) for row in rows for example in row}
+        assert len(kinds) == 1, f"kinds {kinds} in one source"
+        self.account.kind = kinds.pop()
+        for notice in (*self.located.notices, *plan.notices):
+            self._notice(notice)
+
+    def _notice(self, text: str) -> None:
+        self.account.notices.append(f"{self.spec.path}: {text}")
+
+
+def _examples(plan: Plan | None, part: Part, record: Record) -> Sequence[Example]:
+    if record.problem is not None:
+        raise record.problem
+    assert record.row is not None
+    if plan is None:
+        # A thousand rows that cannot be parsed, and then one that can: nothing tells its kind.
+        raise BadRow("", "not recognised", "no row before it could be read")
+    return plan.examples(record.row, Origin(part.name, record.line), textual=record.textual)
+
+
+def _fraction(
+    rows: list[Sequence[Example]],
+    spec: DatasetSpec,
+    seed: int,
+    stream: int,
+    account: SourceReport,
+) -> list[Sequence[Example]]:
+    """A random subset of the given share, at least one row, in the order of the file.
+
+    The subset for a smaller share lies within the one for a larger.
+    """
+    share = 1.0 if spec.fraction is None else spec.fraction
+    if not 0 < share <= 1:
+        raise DataError(f"{spec.path}: fraction {share:g}: wanted a number above 0 and at most 1")
+    count = max(1, round(share * len(rows)))
+    if count >= len(rows):
+        return rows
+    account.left_out = len(rows) - count
+    chosen = permutation(len(rows), seed, stream, 0)[:count]
+    return [rows[index] for index in sorted(chosen.tolist())]
+
+
+def _weights(specs: Sequence[DatasetSpec]) -> list[float] | None:
+    weights = [spec.weight for spec in specs]
+    if all(weight is None for weight in weights):
+        return None
+    for spec in specs:
+        if spec.weight is None or not 0 < spec.weight < float("inf"):
+            raise DataError(
+                f"{spec.path}: weight {spec.weight}: in a mixture with weights every source needs "
+                "a positive one"
+            )
+    return [float(weight) for weight in weights if weight is not None]

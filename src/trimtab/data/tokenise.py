@@ -1,0 +1,148 @@
+"""Rows to token trees: one row at a time, or all rows of a data set into a store with a report."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from trimtab.data.chat import ChatRenderer
+from trimtab.data.chat_template import RowProblem
+from trimtab.data.chat_tokens import Steps, drive
+from trimtab.data.rows import Example
+from trimtab.data.store import TreeStore
+from trimtab.data.tokenise_report import TokeniseReport
+from trimtab.data.tokenise_rows import Drop, RowRules, TokeniseOptions
+from trimtab.data.tokenise_trees import Planted, group_by_prompt
+from trimtab.data.trees import TokenTree
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+__all__ = ["Drop", "TokeniseOptions", "tokenise", "tokenise_all"]
+
+_BATCH = 512  # rows whose texts are encoded together
+
+
+def tokenise(
+    example: Example, renderer: ChatRenderer, options: TokeniseOptions
+) -> list[TokenTree] | Drop:
+    """The trees of one row, or why it has none."""
+    result = drive(_row(example, renderer, options), renderer.encoder.encode)
+    return result if isinstance(result, Drop) else [planted.tree for planted in result]
+
+
+def tokenise_all(
+    examples: Iterable[Example],
+    renderer: ChatRenderer,
+    options: TokeniseOptions,
+    *,
+    max_dropped: float = 0.1,
+) -> tuple[TreeStore, TokeniseReport]:
+    """The trees of all rows, and what happened to each row.
+
+    Refuses with a ``DataError`` when no tree is left, or when more than the share ``max_dropped``
+    of the rows was dropped (0 to 1).
+    """
+    report = TokeniseReport()
+    sources, splits = dict(renderer.mask_sources), renderer.boundary_splits
+    trees = _planted(examples, renderer, options, report)
+    if options.group_by_prompt:
+        grouped = group_by_prompt(list(trees))
+        report.trees = len(grouped)
+        report.tokens = sum(tree.token_count for tree in grouped)
+        report.trained = sum(tree.trained_count for tree in grouped)
+        trees = iter(grouped)
+    store = TreeStore.of(trees)
+    report.mask_sources = {
+        source: count - sources.get(source, 0)
+        for source, count in sorted(renderer.mask_sources.items())
+        if count > sources.get(source, 0)
+    }
+    report.boundary_splits = renderer.boundary_splits - splits
+    if report.mask_sources and renderer.template.reads_the_clock:
+        report.notices.append(
+            "the chat template prints today's date: rows tokenised on another day differ"
+        )
+    report.check(max_dropped)
+    return store, report
+
+
+def _planted(
+    examples: Iterable[Example],
+    renderer: ChatRenderer,
+    options: TokeniseOptions,
+    report: TokeniseReport,
+) -> Generator[TokenTree, None, None]:
+    """Trees of the rows in their order; rows are taken in batches, and encoded together."""
+    stops, bos = renderer.stop_ids, renderer.encoder.bos
+    iterator = iter(examples)
+    while batch := list(itertools.islice(iterator, _BATCH)):
+        rows = [_row(example, renderer, options) for example in batch]
+        for example, result in zip(batch, _together(rows, renderer.encoder.encode), strict=True):
+            report.rows += 1
+            report.control_rows += _has_control_tokens(example, renderer)
+            if isinstance(result, Drop):
+                report.drop(example.origin, *result)
+                continue
+            for planted in result:
+                report.count(planted, stops, bos)
+                yield planted.tree
+
+
+def _together(
+    rows: Sequence[Steps[list[Planted] | Drop]], encode: Callable[[list[str]], list[Encoding]]
+) -> list[list[Planted] | Drop]:
+    """Advance all rows at once: what they ask for next is encoded in one batch."""
+    results: list[list[Planted] | Drop | None] = [None] * len(rows)
+    waiting: list[tuple[int, list[str]]] = []
+
+    def advance(index: int, encodings: list[Encoding] | None) -> None:
+        try:
+            row = rows[index]
+            texts = next(row) if encodings is None else row.send(encodings)
+            waiting.append((index, texts))
+        except StopIteration as stop:
+            results[index] = stop.value
+
+    for index in range(len(rows)):
+        advance(index, None)
+    while waiting:
+        asked, waiting = waiting, []
+        # Headers are the same in every row, prompts in every response: each is encoded once.
+        unique = list(dict.fromkeys(text for _, texts in asked for text in texts))
+        encodings = dict(zip(unique, encode(unique), strict=True))
+        for index, texts in asked:
+            advance(index, [encodings[text] for text in texts])
+    done = [result for result in results if result is not None]
+    assert len(done) == len(rows)
+    return done
+
+
+def _row(
+    example: Example, renderer: ChatRenderer, options: TokeniseOptions
+) -> Steps[list[Planted] | Drop]:
+    """One row in steps; what is wrong with it becomes a ``Drop``."""
+    try:
+        return (yield from RowRules(renderer, options).trees(example))
+    except RowProblem as problem:
+        return Drop(problem.reason, problem.detail)
+
+
+def _has_control_tokens(example: Example, renderer: ChatRenderer) -> bool:
+    return any(renderer.encoder.has_control_token(text) for text in _texts(example))
+
+
+def _texts(example: Example) -> Iterable[str]:
+    """All text of a row that comes from the user's file."""
+    names = ("text", "messages", "prompt", "completion", "chosen", "rejected", "responses")
+    stack: list[Any] = [getattr(example, name, None) for name in names]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list):
+            stack += item
+        elif isinstance(item, dict):
+            part = cast("dict[str, Any]", item)
+            stack += [part.get("content"), part.get("text")]

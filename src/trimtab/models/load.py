@@ -1,0 +1,236 @@
+"""Loading: a folder, a run folder, an adapter folder or a hub id to a model and its tokenizer.
+
+Whatever transformers would repair in silence is an error here: weights that the folder lacks (they
+would be drawn at random), weights of another shape, pickled weights. Dropout is off: with it the
+log-ratio of a policy to itself would not be zero.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.errors import RecipeError
+from trimtab.models.build import model_from_config
+from trimtab.models.fingerprint import fingerprint
+from trimtab.models.hub import ModelSource, locate, quiet, read_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "ModelSource",
+    "checkpoint_activations",
+    "disable_dropout",
+    "fingerprint",
+    "load_model",
+    "load_tokenizer",
+    "locate",
+    "model_from_config",
+]
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
+
+
+def load_tokenizer(
+    path: str | Path | ModelSource,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    key: str = "tokenizer_name_or_path",
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model as it is: no token is added, none stands in for a missing one.
+
+    An adapter folder without a tokenizer has its base model's. Raises RecipeError, naming ``key``.
+    """
+    source = _found(path, revision, key, trust_remote_code)
+    if not any((source.folder / name).is_file() for name in _TOKENIZER_FILES):
+        if source.kind == "adapter":
+            base = _base_of(source, key)
+            return load_tokenizer(base, trust_remote_code=trust_remote_code, key=key)
+        raise RecipeError(
+            f"{key}={source.name!r}: no tokenizer in {source.folder}; set tokenizer_name_or_path"
+        )
+    quiet()
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            source.folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception as error:  # the Rust tokenizer raises bare Exceptions
+        raise RecipeError(_line(key, source, error, "the tokenizer could not be read")) from error
+
+
+def load_model(
+    path: str | Path | ModelSource,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    key: str = "model_name_or_path",
+) -> PreTrainedModel | Any:
+    """Load a causal language model in evaluation mode, without dropout, every weight accounted for.
+
+    Returns a ``PeftModel`` with one frozen adapter, "default", for an adapter folder (``lora.py``
+    makes it trainable), a ``PreTrainedModel`` otherwise. ``dtype`` None keeps the folder's. A
+    ``ModelSource`` of ``locate`` saves looking twice. Raises RecipeError, naming ``key``.
+    """
+    source = _found(path, revision, key, trust_remote_code)
+    if source.kind == "adapter":
+        base = load_model(
+            _base_of(source, key),
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            key=key,
+        )
+        return _with_adapter(base, source, key)
+    _refuse_pickles(source, key)
+    quiet()
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            dtype="auto" if dtype is None else dtype,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # safetensors, configuration and remote-code errors have no base
+        raise RecipeError(_line(key, source, error, "the model could not be loaded")) from error
+    model, info = loaded
+    for problem in ("missing_keys", "mismatched_keys"):
+        if names := sorted(str(name) for name in info[problem]):
+            raise RecipeError(
+                f"{key}={source.name!r}: {len(names)} weights of {type(model).__name__} are "
+                f"{problem.removesuffix('_keys')} in it ({', '.join(names[:3])}); "
+                "it is incomplete or no causal language model"
+            )
+    model.config._name_or_path = model.name_or_path = source.name
+    disable_dropout(model)
+    return model.to(device).eval()
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Turn every dropout of a model off, whatever the mode; its config keeps its numbers.
+
+    Modules keep rates in ``nn.Dropout`` or as plain numbers (``attention_dropout``, ``dropout``).
+    What reads the config at run time is caught too: the numbers there become 0, and ``save.py``
+    writes the original ones.
+    """
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if _is_rate(name, value):
+                setattr(module, name, 0.0)
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        return
+    original = {k: v for k, v in vars(config).items() if _is_rate(k, v) and v}
+    for name in original:
+        setattr(config, name, 0.0)
+    kept: Any = model
+    kept._trimtab_dropout = {**original, **getattr(model, "_trimtab_dropout", {})}
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recompute each layer's activations in the backward pass; takes effect in training mode.
+
+    Non-reentrant, so that frozen embeddings under adapters do not cut the graph (PEFT#1142: with
+    the reentrant kind LoRA got no gradient at all).
+    """
+    from trimtab.models.attention import unwrap
+
+    inner = unwrap(model)
+    if not getattr(inner, "supports_gradient_checkpointing", False):
+        raise RecipeError(
+            f"gradient_checkpointing=true: {type(inner).__name__} does not support it; set it false"
+        )
+    inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _is_rate(name: str, value: Any) -> bool:
+    rate = "dropout" in name or name.endswith(("pdrop", "_drop", "layerdrop"))
+    return rate and isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _found(
+    path: str | Path | ModelSource, revision: str | None, key: str, code: bool
+) -> ModelSource:
+    if isinstance(path, ModelSource):
+        return path
+    return locate(path, revision=revision, key=key, code=code)
+
+
+def _base_of(source: ModelSource, key: str) -> ModelSource:
+    """Find the base model that an adapter names: as written, beside the adapter, on the hub."""
+    settings = read_json(source.folder / "adapter_config.json")
+    name = settings.get("base_model_name_or_path")
+    if not name:
+        raise RecipeError(
+            f"{key}={source.name!r}: its adapter_config.json names no base model; "
+            "set base_model_name_or_path in it"
+        )
+    for candidate in (Path(name).expanduser(), source.folder / name):
+        if candidate.is_dir():
+            found = locate(candidate, key=key)
+            return found._replace(name=name)
+    try:
+        return locate(name, revision=settings.get("revision"), key=key)
+    except RecipeError as error:
+        problem = str(error).removeprefix(f"{key}={name!r}: ")
+        raise RecipeError(f"{key}={source.name!r}: base model {name!r}: {problem}") from None
+
+
+def _refuse_pickles(source: ModelSource, key: str) -> None:
+    if any(source.folder.glob("*.safetensors")):
+        return
+    if found := [name for name in _PICKLES if (source.folder / name).exists()]:
+        raise RecipeError(
+            f"{key}={source.name!r}: its weights are pickled ({found[0]}), which can run code; "
+            "save it as safetensors first"
+        )
+    raise RecipeError(f"{key}={source.name!r}: no .safetensors file in {source.folder}")
+
+
+def _with_adapter(base: PreTrainedModel, source: ModelSource, key: str) -> Any:
+    """Put an adapter on its base, frozen; every tensor of the file and of the model must match."""
+    from peft import PeftModel
+
+    _refuse_pickles(source, key)
+    if getattr(base, "peft_config", None):
+        raise RecipeError(
+            f"{key}={source.name!r}: its base is an adapter itself; merge that one first"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # PEFT warns where tensors are missing or left over
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+            warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+            model = PeftModel.from_pretrained(
+                base, source.folder, autocast_adapter_dtype=False, local_files_only=True
+            )
+    except Exception as error:  # PEFT has no base class of errors, and warnings are any
+        raise RecipeError(_line(key, source, error, "the adapter could not be loaded")) from error
+    model.to(dtype=base.dtype)
+    disable_dropout(model)
+    return model.eval()
+
+
+def _line(key: str, source: ModelSource, error: Exception, what: str) -> str:
+    """One line for an error of another library, cut where it gets long."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 300 else text[:297] + "..."
+    return f"{key}={source.name!r}: {what}: {type(error).__name__}: {text}"

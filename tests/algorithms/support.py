@@ -1,0 +1,214 @@
+"""Stages over random trees and tiny models, for the tests of the algorithms and the loop."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.tiny_models import VOCABULARY, norms_in_own_dtype, tiny_model
+from trimtab.algorithms.language_model import LanguageModelling
+from trimtab.algorithms.policy import Policy
+from trimtab.algorithms.preference import PreferenceOptimisation, References
+from trimtab.algorithms.reference import ReferenceCache, frozen_copy
+from trimtab.algorithms.stage import Mix, Stage
+from trimtab.algorithms.stream import TreeStream
+from trimtab.data.trees import Branch, Comparison, Origin, TokenTree
+from trimtab.losses.contract import bind, describe
+from trimtab.models.forward import choose_layout
+from trimtab.training.loop import Loop, LoopSettings
+from trimtab.training.terms import Metric
+
+CPU = torch.device("cpu")
+
+
+def policy(dtype: torch.dtype = torch.float64, *, seed: int = 0, name: str = "llama") -> Policy:
+    """A tiny model with its layout chosen; in fp64 its norms are in fp64 too."""
+    model = tiny_model(name, seed=seed, dtype=dtype)
+    if dtype == torch.float64:
+        norms_in_own_dtype(model)
+    return Policy(model, choose_layout(model).layout, CPU)
+
+
+def ids(rng: random.Random, length: int) -> tuple[int, ...]:
+    return tuple(rng.randrange(3, VOCABULARY) for _ in range(length))
+
+
+def branch(rng: random.Random, length: int) -> Branch:
+    return Branch(ids(rng, length), (True,) * length)
+
+
+def prompt(rng: random.Random, length: int, trained: bool = False) -> Branch:
+    return Branch(ids(rng, length), (False,) + (trained,) * (length - 1))
+
+
+def text_trees(count: int, seed: int = 0) -> list[TokenTree]:
+    """Documents of very unequal lengths."""
+    rng = random.Random(seed)
+    return [
+        TokenTree(prompt(rng, 1), (branch(rng, rng.choice([2, 5, 30])),), (), Origin("text", i + 1))
+        for i in range(count)
+    ]
+
+
+def pair_trees(count: int, seed: int = 1, *, train_trunk: bool = False) -> list[TokenTree]:
+    """Pairs with labels, of unequal lengths and weights."""
+    rng = random.Random(seed)
+    return [
+        TokenTree(
+            prompt(rng, rng.randint(2, 9), train_trunk),
+            (branch(rng, rng.choice([1, 4, 20])), branch(rng, rng.choice([2, 7]))),
+            (Comparison(0, 1, rng.choice([1.0, 0.5]), 0.0),),
+            Origin("pairs", i + 1),
+            ranks=(1.0, 2.0),
+            labels=(True, False),
+        )
+        for i in range(count)
+    ]
+
+
+def ranked_trees(count: int, seed: int = 2) -> list[TokenTree]:
+    """Rankings of 2 to 4 responses in scrambled order."""
+    rng = random.Random(seed)
+    trees = []
+    for i in range(count):
+        size = rng.randint(2, 4)
+        ranks = [float(r) for r in rng.sample(range(1, size + 1), size)]
+        comparisons = tuple(
+            Comparison(a, b) for a in range(size) for b in range(size) if ranks[a] < ranks[b]
+        )
+        branches = tuple(branch(rng, rng.randint(1, 9)) for _ in range(size))
+        trees.append(
+            TokenTree(prompt(rng, 4), branches, comparisons, Origin("ranked", i + 1), tuple(ranks))
+        )
+    return trees
+
+
+def stream(trees: Sequence[TokenTree], per_step: int, budget: int = 10_000, **more: Any) -> Any:
+    return TreeStream([list(trees)], rows_per_step=per_step, token_budget=budget, seed=5, **more)
+
+
+def preference(
+    model: Policy,
+    loss: str,
+    main: TreeStream,
+    *,
+    total_steps: int = 1,
+    held_out: TreeStream | None = None,
+    cache: Path | None = None,
+    reference: Policy | None = None,
+    **more: Any,
+) -> PreferenceOptimisation:
+    """A stage with any loss; the reference is another model, so that log-ratios are not zero."""
+    spec = describe(loss)
+    other = reference or policy(next(model.model.parameters()).dtype, seed=9)
+    kept = ReferenceCache(cache, "test", 10_000)
+    references = References(
+        kept.compute(other, main, range(len(main.sources[0]))),
+        kept.compute(other, held_out, range(len(held_out))) if held_out else None,
+        frozen_copy(other),
+    )
+    parameters = more.pop("parameters", {})
+    return PreferenceOptimisation(
+        model,
+        main,
+        spec=spec,
+        make_loss=lambda: bind(loss, parameters),
+        references=references,
+        seed=3,
+        total_steps=total_steps,
+        held_out=held_out,
+        **more,
+    )
+
+
+def make_stage(kind: str, *, per_step: int, budget: int, steps: int = 1) -> Stage:
+    """One stage of every kind: ``sft``, ``sft+mix``, or any preference loss (``orpo+nll``)."""
+    model = policy()
+    if kind.startswith("sft"):
+        mix = None
+        if kind == "sft+mix":
+            texts = stream(text_trees(7, seed=4), 3, budget, name="mix")
+            mix = Mix(texts, 0.7, "sequence_sum")
+        main = stream(text_trees(per_step * steps), per_step, budget)
+        return LanguageModelling(model, main, total_steps=steps, mix=mix)
+    loss, _, nll = kind.partition("+")
+    count = per_step * steps
+    trees = (
+        ranked_trees(count)
+        if loss == "plackett_luce"
+        else pair_trees(count, train_trunk=bool(nll))
+    )
+    return preference(
+        model,
+        loss,
+        stream(trees, per_step, budget),
+        total_steps=steps,
+        nll_weight=0.5 if nll else 0.0,
+    )
+
+
+class Silent:
+    """Hooks that keep what was logged."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.saved: list[int] = []
+        self.folder = Path()
+
+    def log(self, step: int, record: dict[str, Any]) -> None:
+        self.records.append({"step": step, **record})
+
+    def progress(self, step: int) -> None: ...
+
+    def sample(self, step: int) -> None: ...
+
+    def save(self, step: int) -> None:
+        self.saved.append(step)
+
+    def dump(self, step: int, micro: Any) -> Path:
+        return self.folder / f"dump-{step}.json"
+
+
+def settings(**changes: Any) -> LoopSettings:
+    """Settings of a short plain run."""
+    values: dict[str, Any] = {
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "warmup": 0,
+        "min_lr_ratio": 0.0,
+        "optimizer": "adamw",
+        "weight_decay": 0.0,
+        "betas": (0.9, 0.999),
+        "epsilon": 1e-8,
+        "max_grad_norm": 0.0,
+        "seed": 0,
+        "on_nonfinite": "stop",
+        "max_skipped_steps": 2,
+        "logging_steps": 1,
+        "eval_steps": None,
+        "save_steps": None,
+        "sample_steps": None,
+        "eval_on_start": False,
+    }
+    return LoopSettings(**{**values, **changes})
+
+
+def gradients(stage: Stage) -> dict[str, torch.Tensor]:
+    """Gradients of the stage's first step, as the loop accumulates them."""
+    loop = Loop(stage, settings(), Silent())
+    captured: dict[str, torch.Tensor] = {}
+
+    def capture(step: int, norm: torch.Tensor) -> None:
+        captured.update({n: p.grad.clone() for n, p in loop.masters if p.grad is not None})
+
+    loop._update = capture  # type: ignore[method-assign]
+    loop.train_step()
+    return captured
+
+
+def metric_value(metric: Metric) -> float:
+    return metric.sum / metric.count
