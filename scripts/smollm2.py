@@ -18,14 +18,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
-
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from typing import Any
 
 import torch
 from tokenizers import decoders, pre_tokenizers
@@ -35,68 +32,78 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
-from transformers.utils import logging as transformers_logging
+
+from trimtab.errors import TrimtabError
+from trimtab.models.hub import quiet
+from trimtab.models.load import cast_weights, load_model, load_tokenizer
+from trimtab.models.save import save_model, verify_saved
 
 CONTEXT_LENGTH = 8192
 PAD_TOKEN = "<|endoftext|>"  # never part of a chat; the GGUF pads with <|im_end|>, its stop token
 QUESTION, ANSWER = "What is the capital of France?", "Paris"
 SENTENCE = "The sun rises in the east and sets in the west, and the moon goes around the earth."
+NOT_THE_MODELS = (
+    *("quantization_config", "_name_or_path", "_model_name_or_path"),
+    *("unk_token_id", "transformers_version"),
+)
 
 
-def read_model(gguf: Path) -> LlamaForCausalLM:
+def read_model(gguf: Path, tokenizer: Any) -> LlamaForCausalLM:
     """Read the GGUF's dequantised weights and copy them into a fresh bf16 Llama."""
-    source = AutoModelForCausalLM.from_pretrained(
+    source: Any = AutoModelForCausalLM.from_pretrained(
         str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
     )
-    settings = source.config.to_dict()
-    for key in ("quantization_config", "_name_or_path", "unk_token_id", "transformers_version"):
-        settings.pop(key, None)
-    settings |= {"rms_norm_eps": 1e-5, "dtype": "bfloat16"}
-    model = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16)
-    model.load_state_dict(source.state_dict(), strict=True)
-    model.tie_weights()
-    return model.eval()
-
-
-def read_tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
-    """Read the tokenizer with its chat template and put its pre-tokenizer and padding right."""
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    backend = tokenizer.backend_tokenizer
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    tokenizer.pad_token = PAD_TOKEN
-    tokenizer.model_max_length = CONTEXT_LENGTH
-    tokenizer.clean_up_tokenization_spaces = False
-    assert tokenizer.eos_token == "<|im_end|>", tokenizer.eos_token
-    assert tokenizer.pad_token_id != tokenizer.eos_token_id
-    assert "<|im_start|>" in tokenizer.chat_template
-    assert tokenizer("12 3").input_ids == tokenizer("1").input_ids + tokenizer("2").input_ids + (
-        tokenizer(" ").input_ids + tokenizer("3").input_ids
-    )
-    return tokenizer
-
-
-def set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the tokenizer's ids into the model's config and generation config."""
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    model.config.update(ids)
-    model.generation_config = GenerationConfig(**ids | {"eos_token_id": [ids["eos_token_id"]]})
+    settings: dict[str, Any] = {
+        k: v for k, v in source.config.to_dict().items() if k not in NOT_THE_MODELS
+    }
+    settings |= ids | {"rms_norm_eps": 1e-5}
+    model: Any = LlamaForCausalLM(LlamaConfig(**settings))
+    model.load_state_dict(source.state_dict(), strict=True)
+    model.tie_weights()
+    model.generation_config = GenerationConfig(**ids)
+    return cast_weights(model, torch.bfloat16).eval()
+
+
+def read_tokenizer(gguf: Path) -> Any:
+    """Read the tokenizer with its chat template and put its pre-tokenizer and padding right."""
+    source: Any = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    backend = source.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    tokenizer: Any = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        pad_token=PAD_TOKEN,
+        model_max_length=CONTEXT_LENGTH,
+        clean_up_tokenization_spaces=False,
+        chat_template=source.chat_template,
+    )
+    assert tokenizer.eos_token_id == source.eos_token_id != tokenizer.pad_token_id
+    assert len(tokenizer) == len(source)
+    assert "<|im_start|>" in source.chat_template
+    text = "In 1789,  12 naïve cafés.\n\n\tEnd "
+    ids = tokenizer(text).input_ids
+    assert tokenizer.decode(ids) == text
+    assert all(len(token) == 1 for token in tokenizer.convert_ids_to_tokens(ids) if "7" in token)
+    return tokenizer
 
 
 @torch.no_grad()
-def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> float:
+def perplexity(model: Any, tokenizer: Any, text: str) -> float:
     """Perplexity of ``text`` after the tokenizer's first special token."""
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text).input_ids]])
     logprobs = model(ids).logits[0, :-1].float().log_softmax(-1)
@@ -104,7 +111,7 @@ def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text:
 
 
 @torch.no_grad()
-def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+def ask(model: Any, tokenizer: Any, question: str) -> str:
     """Greedy answer to one chat turn, up to 64 tokens."""
     inputs = tokenizer.apply_chat_template(
         [{"role": "user", "content": question}],
@@ -116,17 +123,9 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: st
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def check(folder: Path, expected: PreTrainedModel) -> None:
-    """Reload ``folder`` and exit with one line if it is not the model that was converted."""
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16, output_loading_info=True
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if info["missing_keys"] or info["unexpected_keys"]:
-        sys.exit(f"smollm2: {folder}: weights missing or unexpected after reload: {info}")
-    for name, value in expected.state_dict().items():
-        if not torch.equal(model.state_dict()[name], value):
-            sys.exit(f"smollm2: {folder}: {name} differs after reload")
+def check(folder: Path) -> None:
+    """Exit with one line if the model in ``folder`` does not speak English or know France."""
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
     backwards = " ".join(reversed(SENTENCE.split()))
     likely, unlikely = (perplexity(model, tokenizer, text) for text in (SENTENCE, backwards))
     print(f"perplexity of a sentence: {likely:.1f}; of its words in reverse: {unlikely:.1f}")
@@ -147,18 +146,21 @@ def main() -> None:
     files = sorted(options.package.rglob("SmolLM2-135M-Instruct*.gguf"))
     if len(files) != 1:
         sys.exit(f"smollm2: {options.package}: expected one .gguf file, found {len(files)}")
-    transformers_logging.disable_progress_bar()
-    model, tokenizer = read_model(files[0]), read_tokenizer(files[0])
-    set_special_tokens(model, tokenizer)
+    quiet()
+    print(f"reading {files[0]}")
+    tokenizer = read_tokenizer(files[0])
+    model = read_model(files[0], tokenizer)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=options.output.parent, prefix=".smollm2-"))
     try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        check(temporary, model)
+        save_model(model, tokenizer, temporary)
+        verify_saved(temporary, model, tokenizer)
+        check(temporary)
         shutil.rmtree(options.output, ignore_errors=True)
         temporary.chmod(0o755)
         temporary.rename(options.output)
+    except TrimtabError as error:
+        sys.exit(f"smollm2: {error}")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"wrote {options.output}")

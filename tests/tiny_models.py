@@ -48,7 +48,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "n_embd": 32,
         "n_layer": 3,
         "n_head": 4,
-        "n_positions": 512,
+        "n_positions": 1024,
         "initializer_range": 0.2,
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,

@@ -225,7 +225,17 @@ def test_parquet_that_is_none(tmp_path):
 
 
 def test_endings():
-    names = ["a.jsonl", "a.JSON", "b.csv.gz", "c.tsv", "d.ndjson", "e.parquet", "f.txt", "g", "h.gz"]
+    names = [
+        "a.jsonl",
+        "a.JSON",
+        "b.csv.gz",
+        "c.tsv",
+        "d.ndjson",
+        "e.parquet",
+        "f.txt",
+        "g",
+        "h.gz",
+    ]
     assert [data_suffix(Path(name)) for name in names] == [
         ".jsonl",
         ".json",

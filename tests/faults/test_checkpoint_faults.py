@@ -133,15 +133,15 @@ def kills(
     raise AssertionError("the work never ends")
 
 
-@pytest.mark.parametrize("how", ["kill", "half", "power_cut"])
-def test_kill_at_every_operation(tmp_path: Path, scenario: Scenario, how: str) -> None:
+@pytest.mark.parametrize("how", ["kill", "power_cut", pytest.param("half", marks=pytest.mark.slow)])
+def test_kill_at_every_operation(ramdisk: Path, scenario: Scenario, how: str) -> None:
     def work(run: Path) -> None:
         save(CheckpointStore(run, scenario.keep), *scenario.disturbed)
 
     options = {} if how == "kill" else {how: True}
     seen = [
         check_after(run, scenario, scenario.versions)
-        for run in kills(tmp_path, scenario, work, **options)
+        for run in kills(ramdisk, scenario, work, **options)
     ]
     assert seen[0] == scenario.versions[0]
     assert seen[-1] == scenario.versions[-1]
@@ -150,11 +150,9 @@ def test_kill_at_every_operation(tmp_path: Path, scenario: Scenario, how: str) -
 
 @pytest.mark.parametrize("on", [False, True], ids=["once", "from_then_on"])
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
-def test_error_at_every_operation(
-    tmp_path: Path, scenario: Scenario, error: int, on: bool
-) -> None:
+def test_error_at_every_operation(ramdisk: Path, scenario: Scenario, error: int, on: bool) -> None:
     for at in range(1, 1000):
-        run = prepare(tmp_path, scenario)
+        run = prepare(ramdisk, scenario)
         store = CheckpointStore(run, scenario.keep, note=lambda line: None)
         fail = Fail(at, error, on)
         with files.hooked(fail):
@@ -175,10 +173,10 @@ def test_error_at_every_operation(
     raise AssertionError("the save never succeeds")
 
 
-def test_disk_with_room_for_every_number_of_bytes(tmp_path: Path, scenario: Scenario) -> None:
+def test_disk_with_room_for_every_number_of_bytes(ramdisk: Path, scenario: Scenario) -> None:
     failed = 0
     for room in range(0, 100_000, 61):
-        run = prepare(tmp_path, scenario)
+        run = prepare(ramdisk, scenario)
         try:
             with files.hooked(Full(room)):
                 save(CheckpointStore(run, scenario.keep), *scenario.disturbed)
@@ -194,9 +192,9 @@ def test_disk_with_room_for_every_number_of_bytes(tmp_path: Path, scenario: Scen
     assert failed > 20
 
 
-def test_loop_of_saves_killed_again_and_again_with_one_kept(tmp_path: Path) -> None:
+def test_loop_of_saves_killed_again_and_again_with_one_kept(ramdisk: Path) -> None:
     """Each start goes on from the newest and is killed a little later in its own operations."""
-    run = tmp_path / "run"
+    run = ramdisk / "run"
     run.mkdir()
     done, starts = 0, 0
     while done < 8:
@@ -219,11 +217,11 @@ def test_loop_of_saves_killed_again_and_again_with_one_kept(tmp_path: Path) -> N
     assert starts > 5
 
 
-def test_kill_while_clearing_what_a_kill_left(tmp_path: Path) -> None:
+def test_kill_while_clearing_what_a_kill_left(ramdisk: Path) -> None:
     scenario = SCENARIOS["same_step_other_content"]
-    left = tmp_path / "left"
+    left = ramdisk / "left"
     for at in range(30, 90, 5):  # before, there is nothing to clear but a temporary folder
-        run = prepare(tmp_path, scenario)
+        run = prepare(ramdisk, scenario)
         store_work = lambda run=run: save(CheckpointStore(run, 1), 1, 2)  # noqa: E731
         if not die_at(Kill(at, run), store_work):
             break
@@ -261,20 +259,20 @@ def right(run: Path) -> None:
     save(CheckpointStore(run, 1), 2)
 
 
-def test_the_protocol_itself_has_nothing_wrong(tmp_path: Path) -> None:
-    assert worst(tmp_path, right) == []
-    assert worst(tmp_path, right, power_cut=True) == []
+def test_the_protocol_itself_has_nothing_wrong(ramdisk: Path) -> None:
+    assert worst(ramdisk, right) == []
+    assert worst(ramdisk, right, power_cut=True) == []
 
 
-def test_sweep_rejects_removing_the_old_one_first(tmp_path: Path) -> None:
+def test_sweep_rejects_removing_the_old_one_first(ramdisk: Path) -> None:
     def delete_before_verify(run: Path) -> None:
         files.remove_tree(run / "checkpoint-1")
         right(run)
 
-    assert "nothing left" in worst(tmp_path, delete_before_verify)
+    assert "nothing left" in worst(ramdisk, delete_before_verify)
 
 
-def test_sweep_rejects_writing_to_the_final_name(tmp_path: Path) -> None:
+def test_sweep_rejects_writing_to_the_final_name(ramdisk: Path) -> None:
     def in_place(run: Path) -> None:
         final = run / "checkpoint-2"
         store = CheckpointStore(run, 1)
@@ -282,22 +280,22 @@ def test_sweep_rejects_writing_to_the_final_name(tmp_path: Path) -> None:
         entries = store._write(final, b'{"version": 2}', tensors, [model_writer])
         files.write_file(final / manifest.NAME, manifest.Manifest(2, entries).encode())
 
-    assert "garbage" in worst(tmp_path, in_place)
+    assert "garbage" in worst(ramdisk, in_place)
 
 
-def test_power_cuts_reject_a_missing_fsync_of_files(tmp_path: Path) -> None:
-    wrong = worst(tmp_path, right, power_cut=True, honest=False)
+def test_power_cuts_reject_a_missing_fsync_of_files(ramdisk: Path) -> None:
+    wrong = worst(ramdisk, right, power_cut=True, honest=False)
     assert "nothing left" in wrong
     assert "garbage" in wrong
 
 
-def test_power_cuts_reject_a_missing_fsync_of_the_folder(tmp_path: Path) -> None:
-    assert "nothing left" in worst(tmp_path, right, power_cut=True, folders_honest=False)
+def test_power_cuts_reject_a_missing_fsync_of_the_folder(ramdisk: Path) -> None:
+    assert "nothing left" in worst(ramdisk, right, power_cut=True, folders_honest=False)
 
 
-def test_a_reader_that_goes_by_the_name_takes_garbage(tmp_path: Path) -> None:
+def test_a_reader_that_goes_by_the_name_takes_garbage(ramdisk: Path) -> None:
     """Why the manifest decides: a copy that was interrupted has the name and some files."""
-    run = prepare(tmp_path, SCENARIOS["keep_one"])
+    run = prepare(ramdisk, SCENARIOS["keep_one"])
     shutil.copytree(run / "checkpoint-1", run / "checkpoint-7")
     (run / "checkpoint-7" / "optimizer.safetensors").unlink()
     by_name = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))

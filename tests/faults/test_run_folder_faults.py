@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trimtab.errors import TrimtabError
-from trimtab.training import files
+from trimtab.training import environment, files
 from trimtab.training.checkpoint import CheckpointStore
 from trimtab.training.metrics import MetricsLog
 from trimtab.training.run_folder import RunFolder
@@ -50,6 +50,12 @@ def contents(root: Path) -> set[tuple[str, str]]:
     }
 
 
+@pytest.fixture(autouse=True)
+def no_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes a trial, for nothing."""
+    monkeypatch.setattr(environment, "_git_commit", lambda: None)
+
+
 Opening = Callable[[Path], RunFolder]
 OPENINGS: dict[str, tuple[Opening, str, int | None]] = {  # how, decision, step it begins from
     "fresh": (lambda root: open_run(root / "new", NEW), "fresh", None),
@@ -68,16 +74,16 @@ OPENINGS: dict[str, tuple[Opening, str, int | None]] = {  # how, decision, step 
 }
 
 
-@pytest.mark.parametrize("kind", ["kill", "half", "error"])
+@pytest.mark.parametrize("kind", ["kill", "error", pytest.param("half", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", OPENINGS)
-def test_opening_disturbed_at_every_operation(tmp_path: Path, name: str, kind: str) -> None:
+def test_opening_disturbed_at_every_operation(ramdisk: Path, name: str, kind: str) -> None:
     opening, decision, step = OPENINGS[name]
-    build(tmp_path / "base")
-    kept = contents(tmp_path / "base")
-    root = tmp_path / "root"
+    build(ramdisk / "base")
+    kept = contents(ramdisk / "base")
+    root = ramdisk / "root"
     for at in range(1, 500):
         shutil.rmtree(root, ignore_errors=True)
-        shutil.copytree(tmp_path / "base", root)
+        shutil.copytree(ramdisk / "base", root)
         if kind == "error":
             fail = Fail(at)
             try:
@@ -93,6 +99,11 @@ def test_opening_disturbed_at_every_operation(tmp_path: Path, name: str, kind: s
             start = run.starting_point(CheckpointStore(run.path))
             assert (start.checkpoint and start.checkpoint.step) == step
             record = json.loads((run.path / "run.json").read_text())
+            asides = [path.name for path in sorted(run.path.glob("old-*"))]
+            if name == "restart":  # a second --restart sets even the first one's new run aside
+                assert asides[0] == "old-1"
+            else:
+                assert asides == (["old-1"] if name.startswith("resume") else [])
             assert record["recipe"] == (run.path / "config.resolved.yaml").read_text()
             run.finish({"loss": 1.0})
         assert contents(root) >= kept, at
@@ -102,7 +113,7 @@ def test_opening_disturbed_at_every_operation(tmp_path: Path, name: str, kind: s
     raise AssertionError("never done")
 
 
-def test_placing_killed_at_every_operation(tmp_path: Path) -> None:
+def test_placing_killed_at_every_operation(ramdisk: Path) -> None:
     def writer(text: str) -> Callable[[Path], None]:
         def write(folder: Path) -> None:
             for name in ("config.json", "model.safetensors"):
@@ -110,12 +121,12 @@ def test_placing_killed_at_every_operation(tmp_path: Path) -> None:
 
         return write
 
-    with open_run(tmp_path / "base", OLD) as run:
+    with open_run(ramdisk / "base", OLD) as run:
         run.place(writer("old"))
-    root = tmp_path / "root"
+    root = ramdisk / "root"
     for at in range(1, 100):
         shutil.rmtree(root, ignore_errors=True)
-        shutil.copytree(tmp_path / "base", root)
+        shutil.copytree(ramdisk / "base", root)
 
         def work() -> None:
             with open_run(root, OLD) as run:

@@ -88,3 +88,12 @@ def select(value: Any, index: Tensor) -> Any:
     if isinstance(value, (Pair, PairValues, SequenceLogprobs, Ranking)):
         return type(value)(*(select(part, index) for part in value))
     return value
+
+
+def move(value: Any, device: str) -> Any:
+    """Any loss input on another device; a generator stays where it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, (Pair, PairValues, SequenceLogprobs, Ranking)):
+        return type(value)(*(move(part, device) for part in value))
+    return value

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import ast
-import functools
 import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-import trimtab.losses as package
 from trimtab.losses import (
     PREFERENCE_LOSSES,
     LossSpec,
     Pair,
     PreferenceTerms,
-    Ranking,
     RankingTerms,
-    SequenceLogprobs,
     UnpairedTerms,
     bind,
     describe,
     dpo_loss,
 )
-from trimtab.losses.contract import INPUTS, example
+from trimtab.losses.contract import example
 
-from .support import F64, arguments, close, gradients, leaf, map_sums, select, sums_of
+from .support import F64, arguments, close, gradients, leaf, map_sums, move, select, sums_of
 
 NAMES = list(PREFERENCE_LOSSES)
 TERMS = {"pair": PreferenceTerms, "unpaired": UnpairedTerms, "ranking": RankingTerms}
-SOURCE = Path(package.__file__).parent
 
 Loss = Callable[..., Any]
 
@@ -266,7 +258,7 @@ def test_checks_reject(check: Callable[[Loss, LossSpec], bool], broken: Loss) ->
     assert not check(broken, spec)
 
 
-# ------------------------------------------------------------- state, declaration, source
+# ------------------------------------------------------------- state, step 0
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if describe(n).prepare_needs])
@@ -297,189 +289,12 @@ def test_state_survives_json(name: str) -> None:
     assert mattered, "a lost state would not be noticed"
 
 
-def test_declarations() -> None:
-    """The whole family's declarations, in numbers that recipes and docs rely on."""
-    wanted = {
-        "dpo": ("pair", {"reference"}, set(), {"beta": 0.1}),
-        "simpo": ("pair", set(), set(), {"beta": 2.0, "gamma": 1.0}),
-        "orpo": ("pair", set(), set(), {"beta": 0.1}),
-        "tdpo2": ("pair", {"reference", "sequence_kl"}, set(), {"beta": 0.1, "alpha": 0.5}),
-        "kto": (
-            "unpaired",
-            {"reference", "labels"},
-            {"mismatched_policy", "mismatched_reference"},
-            {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
-        ),
-        "beta_dpo": (
-            "pair",
-            {"reference"},
-            {"policy", "reference", "generator"},
-            {"beta": 0.1, "scale": 0.6, "momentum": 0.9, "keep": 0.8},
-        ),
-        "plackett_luce": ("ranking", {"reference"}, set(), {"beta": 0.1}),
-    }
-    for name, (kind, needs, prepare_needs, hyperparameters) in wanted.items():
-        spec = describe(name)
-        assert (spec.name, spec.kind) == (name, kind)
-        assert spec.needs == needs | {"policy"}
-        assert spec.prepare_needs == prepare_needs
-        assert spec.hyperparameters == hyperparameters
-        assert list(spec.hyperparameters) == list(hyperparameters)
-    assert describe(dpo_loss).name == "dpo_loss"
-
-
-def test_one_function_and_one_entry_make_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    def margin_loss(
-        policy: Pair, reference: Pair, margins: Tensor, *, beta: float = 0.5
-    ) -> PreferenceTerms:
-        shifted = reference.rejected._replace(sum=reference.rejected.sum - margins / beta)
-        return dpo_loss(policy, Pair(reference.chosen, shifted), beta=beta)
-
-    monkeypatch.setitem(PREFERENCE_LOSSES, "margin", margin_loss)
-    spec = describe("margin")
-    assert spec == LossSpec(
-        "margin",
-        "pair",
-        frozenset({"policy", "reference", "margins"}),
-        frozenset(),
-        {"beta": 0.5},
-        False,
-    )
-    loss = bind("margin", {"beta": 0.25})
-    assert all(check(loss, spec) for check in CHECKS if check is not survives)
-
-
-def test_declaration_errors_name_what_is_wrong() -> None:
-    def unknown_input(policy: Pair, attention: Tensor) -> PreferenceTerms: ...  # type: ignore[empty-body]
-
-    def no_kind(policy: Tensor) -> PreferenceTerms: ...  # type: ignore[empty-body]
-
-    def no_policy(reference: Pair) -> PreferenceTerms: ...  # type: ignore[empty-body]
-
-    with pytest.raises(
-        ValueError, match=r"unknown_input: nobody computes attention; .*sequence_kl"
-    ):
-        describe(unknown_input)
-    for function in (no_kind, no_policy):
-        with pytest.raises(ValueError, match="policy with one of Pair, SequenceLogprobs, Ranking"):
-            describe(function)
-    with pytest.raises(ValueError, match="dopo: no such preference loss, only dpo, simpo"):
-        describe("dopo")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_impossible_hyperparameters_are_refused_before_any_model_is_there(name: str) -> None:
-    for value in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"beta={value}: must be"):
-            bind(name, {"beta": value})
-    with pytest.raises(ValueError, match=f"gama: {name} has no such hyper-parameter, only beta"):
-        bind(name, {"gama": 1.0})
-
-
-@pytest.mark.parametrize(
-    ("name", "key", "value"),
-    [
-        ("dpo", "beta", 0.0),
-        ("simpo", "gamma", -0.1),
-        ("tdpo2", "alpha", -0.1),
-        ("kto", "desirable_weight", -1.0),
-        ("kto", "undesirable_weight", -1.0),
-        ("beta_dpo", "scale", -0.1),
-        ("beta_dpo", "momentum", 1.0),
-        ("beta_dpo", "momentum", -0.1),
-        ("beta_dpo", "keep", 0.0),
-        ("beta_dpo", "keep", 1.1),
-        ("plackett_luce", "beta", 0.0),
-    ],
-)
-def test_impossible_values_are_refused(name: str, key: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"^{key}={value}: must be"):
-        bind(name, {key: value})
-
-
-def schema_from_source() -> dict[str, dict[str, Any]]:
-    """Hyper-parameters of every loss by parsing alone, as the configuration reads them."""
-    trees = {path.stem: ast.parse(path.read_text("utf-8")) for path in SOURCE.glob("*.py")}
-    init = trees["__init__"]
-    home = {
-        alias.name: (node.module or "").rpartition(".")[2]
-        for node in init.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    registry = next(
-        node.value
-        for node in init.body
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "PREFERENCE_LOSSES"
-    )
-    assert isinstance(registry, ast.Dict)
-    found: dict[str, dict[str, Any]] = {}
-    for key, value in zip(registry.keys, registry.values, strict=True):
-        assert isinstance(key, ast.Constant)
-        assert isinstance(value, ast.Name)
-        definition: Any = next(
-            node
-            for node in trees[home[value.id]].body
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == value.id
-        )
-        if isinstance(definition, ast.ClassDef):
-            definition = next(
-                node for node in definition.body if getattr(node, "name", "") == "__init__"
-            )
-        assert all(isinstance(a.annotation, ast.Name) for a in definition.args.kwonlyargs)
-        found[key.value] = {
-            argument.arg: ast.literal_eval(default)
-            for argument, default in zip(
-                definition.args.kwonlyargs, definition.args.kw_defaults, strict=True
-            )
-        }
-    return found
-
-
-def test_hyperparameters_can_be_read_without_importing_torch() -> None:
-    assert schema_from_source() == {name: describe(name).hyperparameters for name in NAMES}
-
-
-def test_the_package_imports_torch_and_nothing_else_of_ours() -> None:
-    for path in SOURCE.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            for name in names:
-                root = name.partition(".")[0]
-                assert (
-                    root in sys.stdlib_module_names
-                    or root == "torch"
-                    or name.startswith("trimtab.losses")
-                ), f"{path.name}: {name}"
-
-
-def test_public_names_are_sorted_and_exist() -> None:
-    order = sorted(package.__all__, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
-    assert package.__all__ == order
-    assert len(set(package.__all__)) == len(package.__all__)
-    assert all(hasattr(package, name) for name in package.__all__)
-
-
-def test_made_up_inputs_cover_the_whole_vocabulary() -> None:
-    spec = LossSpec("all", "ranking", INPUTS, frozenset(), {}, False)
-    made = example(spec, size=5)
-    assert set(made) == INPUTS
-    assert isinstance(made["policy"], Ranking)
-    assert made["policy"].mask.sum(1).tolist() == [2, 3, 4, 2, 3]
-    assert isinstance(made["mismatched_policy"], SequenceLogprobs)
-    again = example(spec, size=5)
-    assert torch.equal(made["policy"].sum, again["policy"].sum)
-    assert not torch.equal(made["policy"].sum, example(spec, size=5, seed=1)["policy"].sum)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_loss_at_the_reference(name: str) -> None:
     """The numbers that the self-check expects at step 0."""
     ln2 = torch.tensor(2.0, dtype=F64).log().item()
     spec = describe(name)
-    loss = functools.partial(bind(name, {}))
+    loss = bind(name, {})
     inputs, _ = inputs_of(spec, at_reference=True)
     losses = loss(**inputs).losses.detach()
     if name in ("dpo", "beta_dpo"):
@@ -494,3 +309,27 @@ def test_loss_at_the_reference(name: str) -> None:
         assert close(losses, torch.log1p(torch.exp(0.05 * gap)), 1e-12)
     else:
         assert "reference" not in spec.needs
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_cuda_agrees_with_the_cpu(name: str) -> None:
+    """Same values, gradients and filter, with the random draws made on the CPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    spec, found = describe(name), []
+    for device in ("cpu", "cuda"):
+        loss, inputs = bind(name, {}), example(spec, size=6, dtype=F64)
+        inputs = {key: move(value, device) for key, value in inputs.items()}
+        inputs["policy"] = map_sums(inputs["policy"], lambda s: s.requires_grad_())
+        weights = None
+        if spec.prepare_needs:
+            weights = loss.prepare(**{key: inputs[key] for key in spec.prepare_needs})  # type: ignore[attr-defined]
+        terms = loss(**arguments(spec, inputs))
+        assert terms.losses.device.type == device
+        slopes = gradients(terms.losses, *sums_of(inputs["policy"]))
+        found.append([x.detach().cpu() for x in (*terms, *slopes)])
+        if weights is not None:
+            assert weights.device.type == device
+            found[-1].append(weights.cpu())
+    assert all(close(a, b, 1e-12) for a, b in zip(*found, strict=True))

@@ -11,7 +11,21 @@ from trimtab.losses.stable import at_least_fp32
 from . import oracle
 from .support import F64, close, gradients, leaf, responses
 
-POINTS = [-1e4, -745.0, -50.0, -1.0, -0.6932, -0.6931, -0.5, -1e-3, -1e-8, -1e-14]
+POINTS = [
+    -1e4,
+    -745.0,
+    -50.0,
+    -30.0,
+    -15.0,
+    -10.0,
+    -1.0,
+    -0.6932,
+    -0.6931,
+    -0.5,
+    -1e-3,
+    -1e-8,
+    -1e-14,
+]
 
 
 def reference(x: float) -> tuple[float, list[float]]:

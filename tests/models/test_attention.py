@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -11,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tiny_models import WINDOW, random_trees, tiny_model
 from torch import Tensor
 
-from tests.tiny_models import WINDOW, random_trees, tiny_model
 from trimtab.data.batch import Span, TreeBatch, TreeSpans, pack
 from trimtab.data.trees import Branch, Origin, TokenTree
 from trimtab.models import attention, attention_kernels
@@ -180,7 +179,9 @@ def test_kernel_edges_beyond_512_keys() -> None:
     for window in (None, 600, 130):
         masked = masked_attention(*inputs, plan, window=window, scale=SCALE)
         expected = value_and_gradients(masked, inputs)
-        assert worst(value_and_gradients(by_blocks(*inputs, plan, window), inputs), expected) < 1e-12
+        assert (
+            worst(value_and_gradients(by_blocks(*inputs, plan, window), inputs), expected) < 1e-12
+        )
 
 
 SEVERAL: list[Shape] = [(40, [20, 30]), (5, [6, 7]), (3, [4]), (0, [70, 2]), (1, [1, 0, 1])]
@@ -233,7 +234,7 @@ def test_gradient_rejects_unmerged_log_sum_exp(monkeypatch: pytest.MonkeyPatch) 
     expected = value_and_gradients(oracle(*inputs, plan.spans), inputs)
     real = attention_kernels._backward_block
 
-    def wrong(block, grad, q, k, v, out, lse, scale):  # noqa: ANN001, ANN202
+    def wrong(block, grad, q, k, v, out, lse, scale):
         rows = slice(*block.rows)
         own_out, own_lse = attention_kernels._forward_block(block, q, k, v, scale)
         out, lse = out.clone(), lse.clone()
@@ -278,10 +279,15 @@ def test_twin_serves_where_the_kernel_is_missing(monkeypatch: pytest.MonkeyPatch
     plan = plan_of(SEVERAL)
     inputs = inputs_of(plan)
     module = torch.nn.Identity()
-    call = dict(scaling=SCALE, tree_plan=plan, sliding_window=9)
-    fast, _ = tree_attention(module, *inputs, None, **call)
+
+    def call() -> Tensor:
+        return tree_attention(
+            module, *inputs, None, scaling=SCALE, tree_plan=plan, sliding_window=9
+        )[0]
+
+    fast = call()
     monkeypatch.setattr(attention, "block_attention_works", lambda: False)
-    slow, _ = tree_attention(module, *inputs, None, **call)
+    slow = call()
     assert type(fast.grad_fn).__name__ == "_BlockAttentionBackward"
     assert type(slow.grad_fn).__name__ == "CatBackward0"
     assert worst([fast], [slow]) < 1e-12
@@ -291,7 +297,9 @@ def test_value_heads_of_another_size_take_the_twin() -> None:
     """Multi-head latent attention (DeepSeek) has smaller values than queries."""
     plan = plan_of(SEVERAL)
     q, k, v = inputs_of(plan)
-    out, _ = tree_attention(torch.nn.Identity(), q, k, v[..., :5], None, scaling=SCALE, tree_plan=plan)
+    out, _ = tree_attention(
+        torch.nn.Identity(), q, k, v[..., :5], None, scaling=SCALE, tree_plan=plan
+    )
     assert worst([out], [oracle(q, k, v, plan.spans)[..., :5]]) < 1e-12
 
 

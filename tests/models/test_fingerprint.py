@@ -1,4 +1,4 @@
-"""One fingerprint for a model, live or on disk, in one file or in shards; another for any change."""
+"""One fingerprint for a model, live or on disk, whole or in shards; another for any change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import small, tokenizer
+from tests.models.small_models import small, tokenizer
 
 from trimtab.errors import RecipeError
 from trimtab.models.fingerprint import fingerprint, fingerprint_tensors

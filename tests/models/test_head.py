@@ -7,14 +7,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from small_models import IDS, foreign, logits, small
+from tests.models.small_models import IDS, foreign, logits, small
 from torch import nn
 
-from trimtab.data.batch import pack
-from trimtab.data.trees import Branch, Origin, TokenTree
 from trimtab.errors import RecipeError, RunError
 from trimtab.models import head as head_module
-from trimtab.models.head import LogitHead, check_head, model_logprobs
+from trimtab.models.head import LogitHead, check_head
 from trimtab.models.logprobs import token_stats
 
 FAMILIES: dict[str, tuple[dict[str, Any], float, float | None]] = {
@@ -149,25 +147,7 @@ def test_lora_on_the_head_gets_its_gradients() -> None:
 def test_lora_dropout_on_the_head_is_refused() -> None:
     model = adapted(target_modules=["lm_head"], lora_dropout=0.1)
     LogitHead.of(model.eval())
-    with pytest.raises(RecipeError, match="lora_target_modules: .* dropout 0.1"):
+    with pytest.raises(RecipeError, match=r"lora_target_modules: .* dropout 0.1"):
         LogitHead.of(model.train())
     with pytest.raises(RecipeError, match="LoRA variant"):
         LogitHead.of(adapted(target_modules=["lm_head"], use_dora=True))
-
-
-def test_model_logprobs_stand_in_target_order() -> None:
-    model = small("llama")
-    trained = (True,) * 2
-    tree = TokenTree(
-        Branch((3, 4, 5), (False, True, False)),
-        (Branch((6, 7), trained), Branch((8, 9), (False, True)), Branch((), ())),
-        (),
-        Origin("x", 1),
-    )
-    found = model_logprobs(model, pack([tree, tree]))
-    wanted = []
-    for ids, at in (([3, 4, 5, 6, 7], [1, 3, 4]), ([3, 4, 5, 8, 9], [4])):
-        with torch.no_grad():
-            logp = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-        wanted += [logp[i - 1, ids[i]] for i in at]
-    torch.testing.assert_close(found, torch.stack(wanted * 2))

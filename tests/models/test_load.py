@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import IDS, logits, small, tokenizer
+from tests.models.small_models import IDS, logits, small, tokenizer
 from torch import nn
 
 from trimtab.errors import RecipeError
 from trimtab.models import hub
 from trimtab.models.build import model_from_config
 from trimtab.models.load import (
+    base_of,
     checkpoint_activations,
     disable_dropout,
     load_model,
@@ -75,7 +76,9 @@ def test_local_folder_wins_over_hub_id(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_missing_folder_and_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refused(load_model, "runs/sft")
-    assert message.startswith("model_name_or_path='runs/sft': no such folder, and the hub could not")
+    assert message.startswith(
+        "model_name_or_path='runs/sft': no such folder, and the hub could not"
+    )
     assert "the network was touched" in message and "give a local model folder" in message
     assert refused(load_model, "./runs/sft") == (
         "model_name_or_path='./runs/sft': no such folder; give a model folder or a hub id"
@@ -84,8 +87,8 @@ def test_missing_folder_and_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hub_refusals_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
     import httpx2 as httpx
+    import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     answer = httpx.Response(401, request=httpx.Request("GET", "https://huggingface.co"))
@@ -173,7 +176,8 @@ def test_weight_of_another_shape(folder: Path) -> None:
         tensors["model.norm.weight"] = torch.ones(3)
 
     edit_weights(folder, shrink)
-    assert "model.norm.weight" in refused(load_model, folder)
+    message = refused(load_model, folder)
+    assert "1 weights of LlamaForCausalLM are mismatched in it (model.norm.weight)" in message
 
 
 def test_truncated_weights(folder: Path) -> None:
@@ -258,7 +262,7 @@ def test_activation_checkpointing_changes_no_gradient(name: str) -> None:
         model = small(name).train()
         if checkpointed:
             checkpoint_activations(model)
-            assert model.is_gradient_checkpointing
+            assert model.is_activation_checkpointing
         model(input_ids=IDS[None], use_cache=False).logits.sin().sum().backward()
         grads.append([p.grad for p in model.parameters()])
     for a, b in zip(*grads, strict=True):
@@ -303,6 +307,8 @@ def test_adapter_base_is_found_beside_it(
     monkeypatch.chdir(tmp_path)
     based_on("model")
     load_model(target)
+    assert base_of(locate(target)).folder == Path("model")
+    assert base_of(locate("model")) == locate("model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (target / name).unlink()
     assert load_tokenizer(target).eos_token == "<|im_end|>"  # the base's
@@ -319,9 +325,12 @@ def test_adapter_with_a_missing_tensor(folder: Path, tmp_path: Path) -> None:
     first = next(iter(tensors))
     dropped = {k: v for k, v in tensors.items() if k != first}
     save_file(dropped, target / "adapter_model.safetensors")
-    assert "the adapter could not be loaded" in refused(load_model, target)
-    save_file({**tensors, "base_model.model.more": torch.ones(1)}, target / "adapter_model.safetensors")
-    assert "the adapter could not be loaded" in refused(load_model, target)
+    message = refused(load_model, target)
+    assert "1 tensors are missing in its adapter_model.safetensors" in message and first in message
+    save_file(
+        {**tensors, "base_model.model.more": torch.ones(1)}, target / "adapter_model.safetensors"
+    )
+    assert "unknown to its base model" in refused(load_model, target)
 
 
 # --- fresh models ---------------------------------------------------------------------------------
@@ -363,3 +372,14 @@ def test_fresh_model_refusals() -> None:
     assert "not a multiple of the number of attention heads" in make(
         "llama", hidden_size=30, num_attention_heads=4, num_hidden_layers=1
     )
+
+
+def test_rejects_casting_the_rotary_frequencies(tmp_path: Path) -> None:
+    """``model.to(bfloat16)`` rounds them: not the model that its own folder holds."""
+    right, wrong = small("llama", dtype=torch.bfloat16), small("llama").to(torch.bfloat16)
+    save_model(right, tokenizer(), tmp_path)
+    again = logits(load_model(tmp_path))
+    assert torch.equal(logits(right), again)
+    pairs = zip(right.parameters(), wrong.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
+    assert not torch.equal(logits(wrong), again)

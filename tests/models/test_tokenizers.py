@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from small_models import TEXTS, VOCABULARY, tokenizer
+from tests.models.small_models import TEXTS, VOCABULARY, tokenizer
 
 from trimtab.errors import RecipeError
 from trimtab.models.fingerprint import fingerprint_tokenizer
@@ -48,7 +48,7 @@ def test_same_texts_same_tokenizer() -> None:
     other = train_byte_level_bpe(TEXTS[:2], VOCABULARY)
     assert fingerprint_tokenizer(other) != fingerprint_tokenizer(tokenizer())
     code = (
-        "from small_models import tokenizer\n"
+        "from tests.models.small_models import tokenizer\n"
         "from trimtab.models.fingerprint import fingerprint_tokenizer\n"
         "print(fingerprint_tokenizer(tokenizer()))"
     )
@@ -74,9 +74,7 @@ def test_fingerprint_sees_template_and_special_tokens_but_not_use() -> None:
 
 def test_template_marks_answers_and_their_stop_token() -> None:
     made = tokenizer()
-    encoded = made.apply_chat_template(
-        CHAT, return_dict=True, return_assistant_tokens_mask=True
-    )
+    encoded = made.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
     ids, mask = encoded["input_ids"], encoded["assistant_masks"]
     trained = made.decode([i for i, m in zip(ids, mask, strict=True) if m])
     assert trained == "the cat<|im_end|>the mat<|im_end|>"

@@ -93,7 +93,7 @@ def test_tied_tensors_are_written_by_value_under_each_name(tmp_path: Path) -> No
 
 
 def test_dtypes_that_safetensors_has_no_name_for_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="z is torch.complex128"):
+    with pytest.raises(TypeError, match=r"z is torch\.complex128"):
         write_tensors(tmp_path / "x", {"z": torch.zeros(2, dtype=torch.complex128)})
 
 

@@ -19,12 +19,12 @@ from trimtab.algorithms.reference import (
     ReferenceCache,
     frozen_copy,
 )
-from trimtab.algorithms.rows import Note, Rows, RowSettings, load_rows
+from trimtab.algorithms.rows import Rows, RowSettings, load_rows
 from trimtab.algorithms.samples import SamplePrompt, Samples, prompts_of_trees
 from trimtab.algorithms.stage import Mix, Stage
 from trimtab.algorithms.stream import TreeStream
 from trimtab.config.recipes import PreferenceRecipe, PretrainRecipe, SftRecipe
-from trimtab.config.resolve import Resolved
+from trimtab.config.resolved import Resolved
 from trimtab.data.chat import ChatRenderer
 from trimtab.data.rows import Kind
 from trimtab.data.store_cache import default_cache_dir
@@ -35,12 +35,14 @@ from trimtab.losses.contract import LossSpec, bind, describe
 from trimtab.models import load, lora
 from trimtab.models.fingerprint import fingerprint, fingerprint_tokenizer
 from trimtab.models.forward import choose_layout
-from trimtab.models.hub import read_json
+from trimtab.models.hub import quiet, read_json
 from trimtab.models.save import merge_adapter, save_model, verify_saved
 from trimtab.models.tokenizers import train_byte_level_bpe
+from trimtab.training.progress import Progress
 from trimtab.training.precision import PrecisionChoice, choose_precision
 from trimtab.training.seeds import derive
 
+DOCUMENT_OPENING = 16  # tokens of a document that a sample goes on from
 EVALUATION_BUDGET = 2  # times token_budget: no gradients, so twice the tokens fit
 
 
@@ -68,27 +70,28 @@ class Built:
 
 
 def build(
-    resolved: Resolved, folder: Path, note: Note, *, precision: str | None
+    resolved: Resolved, folder: Path, progress: Progress, *, precision: str | None
 ) -> Built:
     """Build the stage of a recipe. Rows come before weights: what is wrong with them is cheap.
 
     ``precision`` is what an earlier start of this run chose; None chooses.
     """
-    return _Builder(resolved, folder, note).build(precision)
+    return _Builder(resolved, folder, progress).build(precision)
 
 
 class _Builder:
-    def __init__(self, resolved: Resolved, folder: Path, note: Note) -> None:
+    def __init__(self, resolved: Resolved, folder: Path, progress: Progress) -> None:
         self.resolved = resolved
         self.recipe: Any = resolved.recipe
-        self.note = note
+        self.progress = progress
+        self.note = progress.note
         self.device = choose_device(self.recipe.device)
         self.cache_dir = Path(self.recipe.cache_dir or default_cache_dir())
         self.settings = RowSettings(
             max_bad_rows=self.recipe.max_bad_rows,
             max_dropped_rows=self.recipe.max_dropped_rows,
             cache_dir=self.cache_dir,
-            quarantine=folder / "quarantine.jsonl",
+            quarantine_folder=folder,
             seed=self.recipe.seed,
         )
         self.folder = folder
@@ -101,6 +104,8 @@ class _Builder:
 
     def build(self, precision: str | None) -> Built:
         recipe = self.recipe
+        quiet()
+        self.progress.stage("reading rows")
         self.tokenizer = self._tokenizer()
         self.renderer = ChatRenderer(
             self.tokenizer, generation_config=self._generation_config()
@@ -165,13 +170,12 @@ class _Builder:
             frozenset(ACCEPT["pretrain"]),
             max_rows=recipe.new_tokenizer.max_rows or recipe.max_train_rows,
             max_bad_rows=recipe.max_bad_rows,
-            quarantine_path=self.settings.quarantine,
-            seed=recipe.seed,
+            seed=recipe.seed,  # no quarantine: the same rows are read again to be trained on
         )
         texts = (
             text
-            for source in loaded.sources
-            for example in source.examples
+            for examples in loaded.examples
+            for example in examples
             for text in (
                 [example.text]
                 if isinstance(example, TextExample)
@@ -248,7 +252,7 @@ class _Builder:
         stopped = sum(report.branches_stopped for report in rows.reports)
         if self.resolved.verb == "sft" and branches and not stopped and self.renderer.stop_ids:
             raise DataError(
-                f"{rows.loaded.sources[0].name}: none of {branches} responses ends in a stop token "
+                f"{rows.loaded.report.sources[0].source}: none of {branches} responses ends in a stop token "
                 f"({sorted(self.renderer.stop_ids)}), so the model would never stop; raise "
                 "max_length, or mend the chat template"
             )
@@ -266,22 +270,23 @@ class _Builder:
         """The tree with most tokens; refuses one deeper than the model's positions."""
         stores = [store for r in rows for store in r.stores]
         limit = getattr(policy.model.config, "max_position_embeddings", None)
-        deepest = max((int(store.depths().max()), i) for i, store in enumerate(stores))
+        deepest = max((int(store.depths.max()), i) for i, store in enumerate(stores))
         if limit is not None and deepest[0] > limit:
             store = stores[deepest[1]]
-            origin = store[int(store.depths().argmax())].origin
+            origin = store[int(store.depths.argmax())].origin
             raise DataError(
                 f"{origin.source}:{origin.row}: {deepest[0]} tokens are more than the model's "
                 f"{limit} positions; set max_length (context_length) to at most {limit}"
             )
         main = [store for store in rows[0].stores]
-        best = max(main, key=lambda store: int(store.token_counts().max()))
-        return best[int(best.token_counts().argmax())]
+        best = max(main, key=lambda store: int(store.token_counts.max()))
+        return best[int(best.token_counts.argmax())]
 
     # ------------------------------------------------------------------ model
 
     def _policy(self, precision: str | None) -> tuple[Policy, PrecisionChoice]:
         recipe = self.recipe
+        self.progress.stage("loading the model")
         width = self._width()
         chosen = choose_precision(precision or recipe.precision, self.device, width)
         self.note(f"precision: {chosen.name} ({chosen.reason}); device: {self.device}")
@@ -317,7 +322,7 @@ class _Builder:
         spec = self.recipe.new_model
         model = load.model_from_config(
             spec.architecture,
-            spec.config(self.recipe.context_length),
+            spec.config(self.recipe.context_length + 1),  # the token before a window is in it
             vocab_size=len(self.tokenizer),
             seed=derive(self.recipe.seed, "weights") % 2**32,
             dtype=dtype,
@@ -460,14 +465,8 @@ class _Builder:
         rows: Sequence[int],
         role: str,
     ) -> CachedLogprobs:
-        said = [0.0]
-
-        def progress(done: int, total: int) -> None:
-            if done / total - said[0] >= 0.25 or done == total:
-                said[0] = done / total
-                self.note(f"reference log-probs of {role} rows: {done:,} of {total:,}")
-
-        return cache.compute(source, stream, rows, progress)
+        self.progress.stage(f"reference log-probs of {role} rows", len(rows))
+        return cache.compute(source, stream, rows, lambda done: self.progress.update(done))
 
     def _reference_policy(self, policy: Policy) -> tuple[Policy, str]:
         """Who the reference is, and a name for exactly that model in exactly this arithmetic."""
@@ -514,8 +513,10 @@ class _Builder:
             return None
         if isinstance(wanted, int):
             store = (held_out or train).stores[0]
-            trees = [store[i] for i in range(min(wanted, len(store)))]
-            prompts = prompts_of_trees(self.tokenizer, trees)
+            whole = [i for i in range(min(len(store), 50 * wanted)) if store[i].origin.part == 0]
+            opening = DOCUMENT_OPENING if self.resolved.verb == "pretrain" else 0
+            trees = [store[i] for i in whole[:wanted]]
+            prompts = prompts_of_trees(self.tokenizer, trees, opening)
         else:
             prompts = [self._prompt(text) for text in wanted]
         return Samples(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from trimtab.algorithms.build import Built
-from trimtab.config.resolve import Resolved
+from trimtab.config.resolved import Resolved
 from trimtab.training.loop import RunState
 from trimtab.training.metrics import read_metrics
-from trimtab.training.model_card import write_model_card
+from trimtab.training.model_card import Card, write_model_card
 from trimtab.training.progress import Progress
 from trimtab.training.run_folder import RunFolder
 
@@ -27,7 +30,12 @@ SHOWN = (
 
 
 def finish(
-    folder: RunFolder, resolved: Resolved, built: Built, state: RunState, progress: Progress
+    folder: RunFolder,
+    resolved: Resolved,
+    built: Built,
+    state: RunState,
+    progress: Progress,
+    command: Sequence[str],
 ) -> dict[str, Any]:
     """Write the model and everything about it; the record that it is finished comes last."""
     records = list(read_metrics(folder.path / "metrics.jsonl"))
@@ -49,15 +57,45 @@ def finish(
         results.update({f"{key}_before": value for key, value in before.items()})
     folder.place(
         built.save,
-        lambda path: write_model_card(
-            path, verb=resolved.verb, recipe=resolved.recipe, results=results, source=built.source
-        ),
+        lambda path: _write_card(path, card(resolved, built, command, results)),
     )
     folder.finish(results)
     for line in table(first if first is not last else {}, last):
         progress.note(line)
     progress.note(f"done: {folder.path} is the model folder; metrics are in metrics.jsonl there")
     return results
+
+
+def card(
+    resolved: Resolved, built: Built, command: Sequence[str], results: dict[str, Any]
+) -> Card:
+    """The model card of a run."""
+    recipe: Any = resolved.recipe
+    loss = getattr(recipe, "loss", None)
+    keys = ("learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "max_grad_norm", "seed")
+    hyperparameters: dict[str, Any] = {key: getattr(recipe, key) for key in keys}
+    hyperparameters["rows per optimizer step"] = recipe.rows_per_step
+    hyperparameters["precision"] = built.precision.name
+    if loss is not None:
+        hyperparameters.update({f"loss.{key}": value for key, value in loss.parameters.items()})
+    if recipe.use_peft:
+        hyperparameters.update({"lora_r": recipe.lora_r, "lora_alpha": recipe.lora_alpha})
+    return Card(
+        name=Path(recipe.output_dir).name,
+        verb=resolved.verb if loss is None else loss.name,
+        command=shlex.join(command),
+        base_model=recipe.model_name_or_path,
+        datasets=[spec.path for spec in recipe.train_specs()],
+        data=[rows.summary for rows in built.rows],
+        hyperparameters=hyperparameters,
+        results={k: v for k, v in results.items() if isinstance(v, (int, float))},
+        adapter=recipe.use_peft,
+        conversational=bool(built.tokenizer.chat_template),
+    )
+
+
+def _write_card(folder: Path, content: Card) -> None:
+    write_model_card(folder, content)
 
 
 def table(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -242,16 +242,18 @@ class PreferenceOptimisation(Stage):
 
 
 def mismatched(trees: Sequence[TokenTree]) -> list[TokenTree]:
-    """Every tree's responses after the next tree's prompt: rotation by one, none meets its own.
+    """Every tree's responses after another tree's prompt: the next one in the step that differs.
 
-    Trees of one step; a step of a single row (the last one of an epoch, say) has no mismatch.
+    Neighbours with one prompt (several responses to it) would meet their own and bias z0. Trees of
+    one step; where all have the same prompt (a last step of one row, say) there is no mismatch.
     """
-    if len(trees) < 2:
-        return []
-    return [
-        TokenTree(trees[(i + 1) % len(trees)].trunk, tree.branches, (), tree.origin)
-        for i, tree in enumerate(trees)
-    ]
+    found: list[TokenTree] = []
+    for i, tree in enumerate(trees):
+        others = (trees[(i + shift) % len(trees)].trunk for shift in range(1, len(trees)))
+        trunk = next((other for other in others if other.ids != tree.trunk.ids), None)
+        if trunk is not None:
+            found.append(TokenTree(trunk, tree.branches, (), tree.origin))
+    return found
 
 
 def preferred_targets(batch: TreeBatch) -> Tensor:

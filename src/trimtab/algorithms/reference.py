@@ -59,7 +59,7 @@ class ReferenceCache:
         policy: Policy,
         stream: TreeStream,
         rows: Sequence[int],
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: Callable[[int], None] = lambda done: None,
     ) -> CachedLogprobs:
         """Read or compute the log-probs of trees ``rows`` (numbers in ``stream``)."""
         wanted = sorted(set(rows))
@@ -73,7 +73,7 @@ class ReferenceCache:
                 if path:
                     _publish(path, found)
             sums.update(zip(shard, found, strict=True))
-            progress(start + len(shard), len(wanted))
+            progress(start + len(shard))
         return CachedLogprobs(sums)
 
     def _shard(self, policy: Policy, stream: TreeStream, shard: Sequence[int]) -> list[Tensor]:

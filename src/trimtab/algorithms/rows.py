@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class RowSettings:
     max_bad_rows: float
     max_dropped_rows: float
     cache_dir: Path | None
-    quarantine: Path | None
+    quarantine_folder: Path
     seed: int
 
 
@@ -69,41 +70,43 @@ def load_rows(
         accept,
         max_rows=max_rows,
         max_bad_rows=settings.max_bad_rows,
-        quarantine_path=settings.quarantine,
+        quarantine_path=settings.quarantine_folder / f"quarantine.{role}.jsonl",
         seed=settings.seed,
     )
-    for notice in loaded.report.notices:
-        note(notice)
+    for account in loaded.report.sources:
+        for notice in account.notices:
+            note(notice)
     stores: list[TreeStore] = []
     reports: list[TokeniseReport] = []
-    for index, source in enumerate(loaded.sources):
-        store, report = _tokenised(loaded, index, renderer, options, settings)
+    for index, spec in enumerate(specs):
+        # All that decides which examples a source gives, besides its bytes.
+        source = [index, spec.path, spec.columns, spec.fraction, spec.kind, max_rows, sorted(accept)]
+        store, report = _tokenised(loaded, index, source, renderer, options, settings)
         stores.append(store)
         reports.append(report)
         for notice in report.notices:
             note(notice)
-        del source
     summary = _summary(role, loaded, stores, reports)
     note(summary)
-    given = [spec.weight for spec in specs]
-    weights = tuple(float(w) for w in given if w is not None) if None not in given else None
+    weights = None if loaded.weights is None else tuple(loaded.weights)
     return Rows(role, tuple(stores), weights, tuple(reports), loaded, summary)
 
 
 def _tokenised(
     loaded: Loaded,
     index: int,
+    source: list[Any],
     renderer: ChatRenderer,
     options: TokeniseOptions,
     settings: RowSettings,
 ) -> tuple[TreeStore, TokeniseReport]:
     """The trees of one source, from the cache where nothing that shapes them has changed."""
-    examples = loaded.sources[index].examples
+    examples = loaded.examples[index]
     limit = settings.max_dropped_rows
     share = limit if limit < 1 else limit / max(len(examples), 1)
     key: dict[str, Any] = {
-        "rows": loaded.sources[index].fingerprint,
-        "count": len(examples),
+        "rows": loaded.fingerprint,
+        "source": [*source, settings.seed],
         "tokenizer": fingerprint_tokenizer(renderer.tokenizer),
         "stops": sorted(renderer.stop_ids),
         "options": options.to_json(),
@@ -132,10 +135,12 @@ def _summary(
     branches = sum(r.branches for r in reports)
     stopped = sum(r.branches_stopped for r in reports)
     cut = sum(r.prompts_cut + r.responses_cut for r in reports)
-    parts = [f"{role}: {loaded.report.used:,} rows, {sum(map(len, stores)):,} trees"]
-    if loaded.report.bad:
-        reasons = ", ".join(f"{n} x {reason}" for reason, n in loaded.report.bad_reasons.items())
-        parts.append(f"{loaded.report.bad} bad rows set aside ({reasons})")
+    used = sum(account.used for account in loaded.report.sources)
+    parts = [f"{role}: {used:,} rows, {sum(map(len, stores)):,} trees"]
+    bad = sum((account.bad for account in loaded.report.sources), Counter[str]())
+    if bad:
+        reasons = ", ".join(f"{n} x {reason}" for reason, n in bad.items())
+        parts.append(f"{bad.total()} bad rows set aside in {loaded.report.quarantine} ({reasons})")
     if dropped:
         parts.append("dropped " + ", ".join(f"{n} x {reason}" for reason, n in dropped.items()))
     if cut:

@@ -26,8 +26,7 @@ import torch
 from trimtab.algorithms.build import Built, build
 from trimtab.algorithms.finish import finish
 from trimtab.algorithms.selfcheck import as_record, self_check
-from trimtab.config.resolve import Resolved, difference, to_yaml
-from trimtab.config.values import steps_of
+from trimtab.config.resolved import Resolved, difference, to_yaml
 from trimtab.training import files
 from trimtab.training.algorithm import Micro
 from trimtab.training.checkpoint import CheckpointStore
@@ -35,7 +34,7 @@ from trimtab.training.loop import Loop, LoopSettings, dump_micro
 from trimtab.training.metrics import MetricsLog
 from trimtab.training.progress import Progress
 from trimtab.training.run_folder import RunFolder, Start
-from trimtab.training.trackers import Tracker, open_trackers
+from trimtab.training.trackers import RunInfo, Trackers, build_trackers, check_report_to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +58,7 @@ def train(resolved: Resolved, *, command: Sequence[str]) -> RunResult:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     mode = "json" if control.json else "quiet" if control.quiet else "auto"
+    check_report_to(recipe.report_to)
     if control.dry_run:
         return _dry_run(resolved, mode)
     resolved_yaml = to_yaml(resolved)
@@ -66,67 +66,70 @@ def train(resolved: Resolved, *, command: Sequence[str]) -> RunResult:
         recipe.output_dir,
         resolved_yaml=resolved_yaml,
         command=list(command),
-        recipe_difference=lambda old: difference(old, resolved_yaml),
+        recipe_difference=lambda old: difference(old, resolved),
         restart=control.restart,
         resume=control.resume,
     ) as folder:
-        with Progress(verb=resolved.verb, mode=mode) as progress:
-            return _train_in(folder, resolved, progress)
+        with Progress(0, resolved.verb, mode=mode) as progress:
+            return _train_in(folder, resolved, progress, command)
 
 
 def _dry_run(resolved: Resolved, mode: str) -> RunResult:
     """Everything up to the first step, in a folder that is thrown away."""
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Progress(verb=resolved.verb, mode=mode) as progress,
+        Progress(0, resolved.verb, mode=mode) as progress,
     ):
-        built = build(resolved, Path(scratch), progress.note, precision=None)
+        built = build(resolved, Path(scratch), progress, precision=None)
         _self_check(built, Path(scratch), progress)
         progress.note(f"dry run: {built.stage.total_steps} steps would follow; nothing was written")
     return RunResult(Path(resolved.recipe.output_dir), {})
 
 
-def _train_in(folder: RunFolder, resolved: Resolved, progress: Progress) -> RunResult:
+def _train_in(
+    folder: RunFolder, resolved: Resolved, progress: Progress, command: Sequence[str]
+) -> RunResult:
     recipe = resolved.recipe
     store = CheckpointStore(folder.path, keep=recipe.save_total_limit, note=progress.note)
     start = folder.starting_point(store)
-    for note in folder.notes:
+    for note in (*resolved.notes, *folder.notes):
         progress.note(note)
     precision = None if start.checkpoint is None else start.checkpoint.state["precision"]
-    built = build(resolved, folder.path, progress.note, precision=precision)
+    built = build(resolved, folder.path, progress, precision=precision)
     if recipe.self_check and start.checkpoint is None:
         _self_check(built, folder.path, progress)
     with MetricsLog(folder.path / "metrics.jsonl") as log:
-        trackers = open_trackers(
-            recipe.report_to,
-            run_dir=folder.path,
-            run_name=recipe.run_name or folder.path.name,
+        info = RunInfo(
+            folder=folder.path,
+            project="trimtab",
+            name=recipe.run_name or folder.path.name,
             run_id=folder.run_id,
-            start_step=start.checkpoint.step if start.checkpoint else 0,
-            config=resolved.recipe.model_dump(mode="json"),
+            config=recipe.model_dump(mode="json"),
+            first_step=start.checkpoint.step if start.checkpoint else 0,
         )
+        trackers = build_trackers(recipe.report_to, info, progress.note)
         hooks = _Hooks(built, folder, store, log, progress, trackers)
         loop = Loop(built.stage, _settings(recipe, built.stage.total_steps), hooks)
         hooks.loop = loop
         _restore(loop, log, start)
-        progress.begin(built.stage.total_steps, at=loop.state.step)
+        progress.train(loop.state.step, built.stage.total_steps)
         try:
             with _stop_on_signals() as stopping:
                 whole = loop.run(should_stop=stopping.is_set)
         finally:
-            for tracker in trackers:
-                tracker.close()
+            trackers.close()
         if not whole:
             folder.mark("interrupted")
             progress.note(
                 f"stopped after step {loop.state.step}, saved; the same command goes on from there"
             )
             return RunResult(folder.path, {}, interrupted=True)
-    results = finish(folder, resolved, built, loop.state, progress)
+    results = finish(folder, resolved, built, loop.state, progress, command)
     return RunResult(folder.path, results)
 
 
 def _self_check(built: Built, folder: Path, progress: Progress) -> None:
+    progress.stage("self-check")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as scratch:
         checks = self_check(
@@ -173,6 +176,13 @@ def _settings(recipe: Any, total_steps: int) -> LoopSettings:
     )
 
 
+def steps_of(value: float | None, total_steps: int) -> int | None:
+    """A number of steps: itself, or below 1 that share of all steps (at least one)."""
+    if value is None:
+        return None
+    return max(1, round(value * total_steps)) if value < 1 else int(value)
+
+
 class _Hooks:
     """What the loop leaves to the run: records, samples, checkpoints, broken batches."""
 
@@ -183,7 +193,7 @@ class _Hooks:
         store: CheckpointStore,
         metrics: MetricsLog,
         progress: Progress,
-        trackers: Sequence[Tracker],
+        trackers: Trackers,
     ) -> None:
         self.built = built
         self.folder = folder
@@ -196,8 +206,7 @@ class _Hooks:
     def log(self, step: int, record: dict[str, Any]) -> None:
         self.metrics.append({"step": step, **record})
         self.shown.log(step, record)
-        for tracker in self.trackers:
-            tracker.log(step, record)
+        self.trackers.log(step, record)
 
     def progress(self, step: int) -> None:
         self.shown.update(step)

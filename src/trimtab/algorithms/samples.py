@@ -79,10 +79,13 @@ class Samples:
         return self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def prompts_of_trees(tokenizer: Any, trees: Sequence[TokenTree]) -> list[SamplePrompt]:
-    """The trunks of held-out trees as prompts."""
-    return [
-        SamplePrompt(tree.trunk.ids, tokenizer.decode(tree.trunk.ids, skip_special_tokens=True))
-        for tree in trees
-        if tree.trunk.ids
-    ]
+def prompts_of_trees(
+    tokenizer: Any, trees: Sequence[TokenTree], opening: int = 0
+) -> list[SamplePrompt]:
+    """The trunks of trees as prompts; ``opening`` tokens of the text itself where it is a document."""
+    prompts: list[SamplePrompt] = []
+    for tree in trees:
+        ids = tree.trunk.ids + (tree.branches[0].ids[:opening] if tree.branches else ())
+        if ids:
+            prompts.append(SamplePrompt(ids, tokenizer.decode(ids, skip_special_tokens=True)))
+    return prompts

@@ -93,7 +93,8 @@ class _Line:
             self.once(negated)
             self.values[negated] = False if self.keys[negated].shape == "flag" else None
             return
-        path = key_path(name, self.verb, self.place(name, value))
+        self.refuse_stage(name, value)
+        path = key_path(name, self.verb, COMMAND_LINE)
         self.once(path)
         key = self.keys.get(path)
         if value is not None:
@@ -136,13 +137,12 @@ class _Line:
             found.append(self.rest.pop(0))
         return read_text(found[0] if len(found) == 1 else tuple(found), key, COMMAND_LINE)
 
-    def place(self, name: str, value: str | None) -> str:
-        """Where a key stands; for ``--stage dpo`` the verb is named, too."""
+    def refuse_stage(self, name: str, value: str | None) -> None:
+        """``--stage dpo`` of LLaMA-Factory and ``--rl dpo`` of axolotl name the verb."""
         if name in ("stage", "rl"):
             wanted = value if value is not None else (self.rest[0] if self.rest else "")
-            if wanted in STAGES and STAGES[wanted] != self.verb.name:
+            if wanted in STAGES:
                 raise RecipeError(f"{name}: use trimtab {STAGES[wanted]} ({COMMAND_LINE})")
-        return COMMAND_LINE
 
 
 def _is_value(token: str) -> bool:

@@ -2,52 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from trimtab.config.values import (
     Columns,
     CountOrShare,
+    Label,
     Location,
     Number,
     Whole,
+    as_tuple,
     conflict,
 )
 
-RowKind = Literal[
-    "text", "chat", "prompt", "completion", "unpaired", "preference", "ranked"
-]
+RowKind = Literal["text", "chat", "prompt", "completion", "unpaired", "preference", "ranked"]
 
 
-class Keys(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Keys(BaseModel):
     """Base of everything in a recipe: unknown keys are refused, nothing changes after reading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DatasetSpec(Keys):
     """One source of rows: a file, a folder of files or a hub dataset."""
 
     path: Location = Field(description="File (.jsonl .json .csv .parquet), folder or hub id.")
-    name: str | None = Field(None, description="Configuration of a hub dataset.")
+    name: str | None = Field(default=None, description="Configuration of a hub dataset.")
     data_files: str | list[str] | None = Field(
-        None, description="Files inside the folder or hub dataset; wildcards allowed."
+        default=None, description="Files inside the folder or hub dataset; wildcards allowed."
     )
-    split: str = Field("train", description="Split of a hub dataset or of a folder of splits.")
+    split: str = Field(
+        default="train", description="Split of a hub dataset or of a folder of splits."
+    )
     columns: Columns = Field(
         default_factory=dict, description="Our column -> theirs, where the names differ."
     )
-    fraction: Number = Field(1.0, gt=0, le=1, description="Share of the rows to use.")
+    fraction: Number = Field(default=1.0, gt=0, le=1, description="Share of the rows to use.")
     weight: Number | None = Field(
-        None, gt=0, description="Relative number of rows drawn from it; null: as it has rows."
+        default=None,
+        gt=0,
+        description="Relative number of rows drawn from it; null: as it has rows.",
     )
     kind: RowKind | None = Field(
-        None, description="Type of its rows; null: recognised from the columns."
+        default=None, description="Type of its rows; null: recognised from the columns."
     )
 
     @model_validator(mode="before")
     @classmethod
     def _from_path(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+
+def _sources(value: Any) -> Any:
+    """Paths alone, of a command line: ``--datasets a.jsonl b.jsonl``."""
+    if isinstance(value, str):
+        return [part for part in value.split(",") if part.strip()]
+    words = as_tuple(value)
+    return value if words is None else list(words)
+
+
+Sources = Annotated[list[DatasetSpec], BeforeValidator(_sources), Label("list of sources")]
 
 
 def check_sources(name_key: str, name: str | None, list_key: str, specs: Any) -> None:
@@ -65,9 +82,11 @@ class MixSpec(Keys):
     It is the alpha of GPT-1's fine-tuning, the gamma of PPO-ptx and the replay of SFT in one.
     """
 
-    dataset_name: Location | None = Field(None, description="File, folder or hub id of the text.")
-    datasets: list[DatasetSpec] | None = Field(
-        None, min_length=1, description="Several sources instead of dataset_name."
+    dataset_name: Location | None = Field(
+        default=None, description="File, folder or hub id of the text."
+    )
+    datasets: Sources | None = Field(
+        default=None, min_length=1, description="Several sources instead of dataset_name."
     )
     columns: Columns = Field(
         default_factory=dict, description="Our column -> theirs, where the names differ."
@@ -76,13 +95,16 @@ class MixSpec(Keys):
         gt=0, description="Factor of its loss (the alpha of GPT-1's fine-tuning; ptx_coef)."
     )
     reduction: Literal["token_mean", "sequence_sum"] = Field(
-        "token_mean", description="Mean over its tokens, or sum over tokens per sequence (ptx)."
+        default="token_mean",
+        description="Mean over its tokens, or sum over tokens per sequence (ptx).",
     )
     batch_size: Whole | None = Field(
-        None, ge=1, description="Its rows per optimizer step; null: as many as the main rows."
+        default=None,
+        ge=1,
+        description="Its rows per optimizer step; null: as many as the main rows.",
     )
     max_length: Whole | None = Field(
-        None, ge=2, description="Longest sequence in tokens; null: as in the main data."
+        default=None, ge=2, description="Longest sequence in tokens; null: as in the main data."
     )
 
     @model_validator(mode="after")
@@ -122,52 +144,55 @@ class DataKeys(Keys):
     TITLE: ClassVar[str] = "Data"
 
     dataset_name: Location | None = Field(
-        None, description="Rows to train on: a file, a folder or a hub id (--dataset works too)."
+        default=None,
+        description="Rows to train on: a file, a folder or a hub id (--dataset works too).",
     )
-    datasets: list[DatasetSpec] | None = Field(
-        None,
+    datasets: Sources | None = Field(
+        default=None,
         min_length=1,
         description="Several sources: a list of {path, name, data_files, split, columns, "
         "fraction, weight, kind}.",
     )
     dataset_config: str | None = Field(
-        None, description="Configuration of the hub dataset dataset_name."
+        default=None, description="Configuration of the hub dataset dataset_name."
     )
-    dataset_train_split: str = Field("train", description="Split of dataset_name to train on.")
+    dataset_train_split: str = Field(
+        default="train", description="Split of dataset_name to train on."
+    )
     columns: Columns = Field(
         default_factory=dict,
         description="Our column -> theirs, e.g. prompt=question,chosen=good.",
     )
     eval_dataset_name: Location | None = Field(
-        None, description="Held-out rows to evaluate on: a file, a folder or a hub id."
+        default=None, description="Held-out rows to evaluate on: a file, a folder or a hub id."
     )
-    eval_datasets: list[DatasetSpec] | None = Field(
-        None, min_length=1, description="Several held-out sources, as in datasets."
+    eval_datasets: Sources | None = Field(
+        default=None, min_length=1, description="Several held-out sources, as in datasets."
     )
     dataset_test_split: str | None = Field(
-        None,
+        default=None,
         description="Split to evaluate on, of eval_dataset_name (null: test) or, without one, "
         "of dataset_name (null: no evaluation).",
     )
     max_train_rows: Whole | None = Field(
-        None, ge=1, description="Use at most so many training rows."
+        default=None, ge=1, description="Use at most so many training rows."
     )
     max_eval_rows: Whole | None = Field(
-        None, ge=1, description="Use at most so many held-out rows."
+        default=None, ge=1, description="Use at most so many held-out rows."
     )
     max_bad_rows: CountOrShare = Field(
-        0.01,
+        default=0.01,
         description="Malformed rows (set aside in a quarantine file) above which the run refuses "
         "to start.",
     )
     max_dropped_rows: CountOrShare = Field(
-        0.2,
+        default=0.2,
         description="Rows that cannot be trained on (too long, chosen = rejected, ...) above "
         "which the run refuses to start.",
     )
-    shuffle: bool = Field(True, description="Train in a new random order in every epoch.")
+    shuffle: bool = Field(default=True, description="Train in a new random order in every epoch.")
     cache_dir: Location | None = Field(
-        None,
+        default=None,
         description="Tokenised rows and reference log-probs are kept here; null: the folder "
         "'trimtab' in the user's cache folder.",
     )
@@ -225,13 +250,15 @@ class LengthKeys(Keys):
     TITLE: ClassVar[str] = "Length"
 
     max_length: Whole | None = Field(
-        1024, ge=2, description="Longest prompt + response in tokens; null: the model's own limit."
+        default=1024,
+        ge=2,
+        description="Longest prompt + response in tokens; null: the model's own limit.",
     )
     max_prompt_length: Whole | None = Field(
-        None, ge=1, description="Longest prompt in tokens; null: only max_length counts."
+        default=None, ge=1, description="Longest prompt in tokens; null: only max_length counts."
     )
     truncation_mode: Literal["keep_end", "keep_start"] = Field(
-        "keep_end",
+        default="keep_end",
         description="Which end of a prompt that is too long is kept (responses are never cut "
         "before it).",
     )

@@ -225,10 +225,9 @@ CONTROLS: Mapping[str, str] = MappingProxyType(
     {
         "restart": "Start over; the old run's files are set aside, never deleted.",
         "resume": "Go on from this checkpoint folder, with this recipe.",
-        "dry_run": "Show the resolved recipe, and where each value came from, and stop.",
+        "dry_run": "Do everything up to the first step (rows, model, self-check), write nothing.",
         "quiet": "Print errors and the result only.",
         "json": "Print progress and result as JSON lines.",
-        "yes": "Answer yes to every question.",
         "offline": "Never touch the network (sets HF_HUB_OFFLINE).",
     }
 )

@@ -20,6 +20,7 @@ from trimtab.config.values import (
     Prompts,
     TextList,
     Whole,
+    as_mapping,
     conflict,
     refuse,
 )
@@ -51,40 +52,44 @@ class ModelKeys(Keys):
     TITLE: ClassVar[str] = "Model"
 
     model_name_or_path: Location | None = Field(
-        None,
+        default=None,
         description="Model to train: a folder, a run folder, an adapter folder or a hub id "
         "(--model works too). A local folder wins over a hub id.",
     )
     model_revision: str | None = Field(
-        None, description="Branch, tag or commit of a model from the hub."
+        default=None, description="Branch, tag or commit of a model from the hub."
     )
     tokenizer_name_or_path: Location | None = Field(
-        None, description="Tokenizer, where it is not in the model's folder."
+        default=None, description="Tokenizer, where it is not in the model's folder."
     )
     trust_remote_code: bool = Field(
-        False, description="Run Python code that comes with the model; only for people you trust."
+        default=False,
+        description="Run Python code that comes with the model; only for people you trust.",
     )
     attn_layout: Literal["auto", "shared", "packed", "padded"] = Field(
-        "auto",
+        default="auto",
         description="shared: a prompt is computed once for all its responses; packed: once per "
         "response, without padding; padded: a plain rectangle; auto: the first that the model can "
         "take.",
     )
-    device: Device = Field("auto", description="Where to compute; auto: cuda, else mps, else cpu.")
+    device: Device = Field(
+        default="auto", description="Where to compute; auto: cuda, else mps, else cpu."
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto",
+        default="auto",
         description="Working precision; masters and gradients are fp32 always. auto: measures both "
         "and says what it chose.",
     )
-    threads: Whole | None = Field(None, ge=1, description="CPU threads; null: torch's own choice.")
+    threads: Whole | None = Field(
+        default=None, ge=1, description="CPU threads; null: torch's own choice."
+    )
     gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory, more time."
+        default=False,
+        description="Recompute activations in the backward pass: less memory, more time.",
     )
 
 
-LearningRate = Annotated[
-    Number, Field(gt=0, description="Highest learning rate of the schedule.")
-]
+LearningRate = Annotated[Number, Field(gt=0, description="Highest learning rate of the schedule.")]
 Schedule = Annotated[
     ScheduleName, Field(description="Learning rate as a function of the step, after the warm-up.")
 ]
@@ -116,42 +121,50 @@ class OptimiserKeys(Keys):
     learning_rate: LearningRate = 2e-5
     lr_scheduler_type: Schedule = "linear"
     min_lr_ratio: Number = Field(
-        0.0, ge=0, le=1, description="Floor of the schedule, as a share of learning_rate."
+        default=0.0, ge=0, le=1, description="Floor of the schedule, as a share of learning_rate."
     )
     warmup_steps: WarmupSteps = 0
     weight_decay: WeightDecay = 0.0
     optim: Literal["adamw", "rmsprop", "sgd"] = Field(
-        "adamw", description="Optimizer (rmsprop and sgd without momentum)."
+        default="adamw", description="Optimizer (rmsprop and sgd without momentum)."
     )
-    adam_beta1: Number = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment.")
-    adam_beta2: Number = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment.")
+    adam_beta1: Number = Field(
+        default=0.9, ge=0, lt=1, description="AdamW's decay of the first moment."
+    )
+    adam_beta2: Number = Field(
+        default=0.999, ge=0, lt=1, description="AdamW's decay of the second moment."
+    )
     adam_epsilon: Number = Field(
-        1e-8, gt=0, description="Added to the root of the second moment (adamw, rmsprop)."
+        default=1e-8, gt=0, description="Added to the root of the second moment (adamw, rmsprop)."
     )
     max_grad_norm: MaxGradNorm = 1.0
     num_train_epochs: Epochs = 3.0
     max_steps: Whole = Field(
-        -1, ge=-1, description="Optimizer steps; replaces num_train_epochs unless it is -1."
+        default=-1, ge=-1, description="Optimizer steps; replaces num_train_epochs unless it is -1."
     )
     per_device_train_batch_size: BatchSize = 8
     gradient_accumulation_steps: Whole = Field(
-        1, ge=1, description="Factor of the rows per optimizer step; memory is token_budget's job."
+        default=1,
+        ge=1,
+        description="Factor of the rows per optimizer step; memory is token_budget's job.",
     )
     token_budget: Whole = Field(
-        4096,
+        default=4096,
         ge=16,
         description="Tokens of a micro-batch: sets memory use, and never what is learnt.",
     )
     seed: Whole = Field(
-        42, ge=0, lt=2**63, description="Of the row order, of dropout and of sampling."
+        default=42, ge=0, lt=2**63, description="Of the row order, of dropout and of sampling."
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
-        "stop",
+        default="stop",
         description="After a loss or gradient that is not finite (which never reaches the "
         "weights): stop, or skip the step and count it.",
     )
     max_skipped_steps: Whole = Field(
-        10, ge=0, description="With on_nonfinite=skip: stop after more skipped steps than this."
+        default=10,
+        ge=0,
+        description="With on_nonfinite=skip: stop after more skipped steps than this.",
     )
 
     @model_validator(mode="after")
@@ -171,10 +184,16 @@ class AdapterKeys(Keys):
 
     TITLE: ClassVar[str] = "Adapters (LoRA)"
 
-    use_peft: bool = Field(False, description="Train low-rank adapters; the model stays frozen.")
-    lora_r: Whole = Field(16, ge=1, description="Rank.")
-    lora_alpha: Number = Field(32.0, gt=0, description="Scale: adapters act times alpha / r.")
-    lora_dropout: Number = Field(0.0, ge=0, lt=1, description="Dropout before the adapters.")
+    use_peft: bool = Field(
+        default=False, description="Train low-rank adapters; the model stays frozen."
+    )
+    lora_r: Whole = Field(default=16, ge=1, description="Rank.")
+    lora_alpha: Number = Field(
+        default=32.0, gt=0, description="Scale: adapters act times alpha / r."
+    )
+    lora_dropout: Number = Field(
+        default=0.0, ge=0, lt=1, description="Dropout before the adapters."
+    )
     lora_target_modules: Annotated[TextList, AfterValidator(_not_empty)] = Field(
         default_factory=lambda: ["all-linear"],
         description="Modules that get adapters; all-linear: every linear layer but the head.",
@@ -187,45 +206,45 @@ class RunKeys(Keys):
     TITLE: ClassVar[str] = "Run"
 
     output_dir: Location | None = Field(
-        None,
+        default=None,
         description="Folder of the run; null: runs/<verb>-<model>-<data>. The same command on an "
         "unfinished folder continues it.",
     )
     run_name: str | None = Field(
-        None, description="Name shown by trackers; null: the name of output_dir."
+        default=None, description="Name shown by trackers; null: the name of output_dir."
     )
-    logging_steps: Whole = Field(10, ge=1, description="Log metrics every so many steps.")
+    logging_steps: Whole = Field(default=10, ge=1, description="Log metrics every so many steps.")
     eval_steps: CountOrShare | None = Field(
-        None,
+        default=None,
         description="Evaluate every so many steps, or after this share of all steps; null: only at "
         "the end.",
     )
-    eval_on_start: bool = Field(True, description="Evaluate before the first step, too.")
+    eval_on_start: bool = Field(default=True, description="Evaluate before the first step, too.")
     save_steps: CountOrShare | None = Field(
-        0.1,
+        default=0.1,
         description="Write a checkpoint every so many steps, or after this share of all steps; "
         "null: only at the end and at Ctrl-C.",
     )
     save_total_limit: Whole | None = Field(
-        2, ge=1, description="Checkpoints to keep; null: all of them."
+        default=2, ge=1, description="Checkpoints to keep; null: all of them."
     )
     report_to: Annotated[TextList, AfterValidator(_trackers)] = Field(
         default_factory=list,
         description=f"Trackers besides metrics.jsonl: {', '.join(TRACKERS)} (extras to install).",
     )
     sample_prompts: Prompts = Field(
-        3,
+        default=3,
         description="Prompts to generate from during training: how many of the held-out rows (or "
         "else training rows), or the prompts themselves; 0: none.",
     )
     sample_steps: CountOrShare | None = Field(
-        None,
+        default=None,
         description="Generate every so many steps, or after this share of all steps; null: only "
         "before and after training.",
     )
-    sample_max_new_tokens: Whole = Field(64, ge=1, description="Longest generated sample.")
+    sample_max_new_tokens: Whole = Field(default=64, ge=1, description="Longest generated sample.")
     self_check: bool = Field(
-        True,
+        default=True,
         description="Before training, check the loss, the layouts, the gradients and saving on one "
         "real batch.",
     )
@@ -233,8 +252,9 @@ class RunKeys(Keys):
     @model_validator(mode="before")
     @classmethod
     def _zero_is_never(cls, value: Any) -> Any:
+        given = as_mapping(value) or {}
         for key in ("eval_steps", "save_steps", "sample_steps"):
-            if isinstance(value, dict) and str(value.get(key)) in ("0", "0.0"):
+            if str(given.get(key)) in ("0", "0.0"):
                 conflict(key, "0 steps apart is never; null means only at the end")
         return value
 
@@ -245,5 +265,6 @@ class MixKeys(Keys):
     TITLE: ClassVar[str] = "A second stream of text"
 
     mix: MixSpec | None = Field(
-        None, description="Adds weight x (language-model loss on other text) to the objective."
+        default=None,
+        description="Adds weight x (language-model loss on other text) to the objective.",
     )

@@ -14,7 +14,7 @@ from trimtab.config.hints import ALIASES, CONTROLS, EXPLAINED, LOSS_TYPES, RENAM
 from trimtab.config.loss_schema import loss_schemas
 from trimtab.config.schema import Key, loss_keys, recipe_keys
 from trimtab.config.suggest import nearest
-from trimtab.config.values import parse_columns
+from trimtab.config.values import as_list, as_mapping, parse_columns
 from trimtab.config.verbs import VERBS, Verb
 from trimtab.config.yaml_text import parse
 from trimtab.errors import RecipeError
@@ -97,10 +97,11 @@ def unknown_key(name: str, verb: Verb, where: str) -> str:
 
 
 def _takes(verb: Verb, name: str) -> bool:
-    keys = recipe_keys(verb.recipe)
+    if name in recipe_keys(verb.recipe):
+        return True
     if verb.loss is not None:
         return name in loss_schemas()[verb.loss].parameters
-    return name in keys or name in loss_keys(verb.recipe)
+    return name in loss_keys(verb.recipe)
 
 
 def _spell(path: str, where: str) -> str:
@@ -139,10 +140,10 @@ def _walk(
         if key is None or key.shape != "group":
             found[path] = Given(value, place, _places(value, raw_path, path, where))
             continue
-        value = value.model_dump() if isinstance(value, BaseModel) else value
-        if isinstance(value, Mapping):
+        inner = value.model_dump() if isinstance(value, BaseModel) else as_mapping(value)
+        if inner is not None:
             found[path] = Given({}, place, {})
-            _walk(value, f"{path}.", f"{raw_path}.", verb, where, found, notes)
+            _walk(inner, f"{path}.", f"{raw_path}.", verb, where, found, notes)
         elif value is None and key.optional:
             found[path] = Given(None, place, {})
         elif path == "loss":
@@ -178,18 +179,13 @@ def _translate(name: str, value: Any, where: str) -> Any:
     return value
 
 
-def _places(
-    value: Any, raw_path: str, path: str, where: Callable[[str], str]
-) -> dict[str, str]:
+def _places(value: Any, raw_path: str, path: str, where: Callable[[str], str]) -> dict[str, str]:
     """Where the parts of a list or map stand."""
-    if isinstance(value, Mapping):
-        parts: list[tuple[str, Any]] = [(str(k), v) for k, v in value.items()]
-    elif isinstance(value, list):
-        parts = [(str(i), v) for i, v in enumerate(value)]
-    else:
-        return {}
+    parts = as_mapping(value)
+    if parts is None:
+        parts = {str(index): item for index, item in enumerate(as_list(value) or ())}
     found: dict[str, str] = {}
-    for name, inner in parts:
+    for name, inner in parts.items():
         found[f"{path}.{name}"] = where(f"{raw_path}.{name}")
         found.update(_places(inner, f"{raw_path}.{name}", f"{path}.{name}", where))
     return found
@@ -209,9 +205,7 @@ def read_text(text: str | tuple[str, ...], key: Key | None, where: str) -> Any:
     return text
 
 
-def lay_over(
-    sources: Sequence[Mapping[str, Given]], keys: Mapping[str, Key]
-) -> dict[str, Given]:
+def lay_over(sources: Sequence[Mapping[str, Given]], keys: Mapping[str, Key]) -> dict[str, Given]:
     """All sources as one, later ones over earlier ones."""
     merged: dict[str, Given] = {}
     for source in sources:
@@ -233,8 +227,7 @@ def lay_over(
 
 def _with_entry(whole: Given, path: str, given: Given) -> Given:
     """A map that was given whole, with one entry changed."""
-    entries = parse_columns(whole.value)
-    entries = dict(entries) if isinstance(entries, Mapping) else {}
+    entries = as_mapping(parse_columns(whole.value)) or {}
     entries[path.rpartition(".")[2]] = given.value
     return Given(entries, given.where, {**whole.places, path: given.where})
 
@@ -246,8 +239,7 @@ def nest(values: Mapping[str, Given]) -> dict[str, Any]:
         *groups, leaf = path.split(".")
         inner = found
         for group in groups:
-            below = inner.get(group)
-            inner[group] = dict(below) if isinstance(below, Mapping) else {}
+            inner[group] = as_mapping(inner.get(group)) or {}
             inner = inner[group]
         inner[leaf] = values[path].value
     return found

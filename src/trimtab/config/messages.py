@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -73,7 +73,8 @@ def _line(detail: ErrorDetails, recipe: type[BaseModel], where: Where) -> tuple[
         message = str(context["message"])
     else:
         template = _MESSAGES.get(detail["type"])
-        message = template.format(**context) if template else detail["msg"].lower()
+        limits = {name: _brief(limit) for name, limit in context.items()}
+        message = template.format(**limits) if template else detail["msg"].lower()
     return key, f"{key}: {value} {message}{_place(key, where)}"
 
 
@@ -99,11 +100,16 @@ def _fields_at(recipe: type[BaseModel], parts: list[int | str]) -> list[str]:
 def _model_in(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    inner = (_model_in(a) for a in getattr(annotation, "__args__", ()))
+    inner = (_model_in(argument) for argument in get_args(annotation))
     return next((m for m in inner if m is not None), None)
+
+
+def _brief(value: Any) -> Any:
+    """0 for 0.0: limits are floats, and users write whole numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def shown(value: Any) -> str:
     """A value for a message: short, and quoted where it is text."""
-    text = repr(value)
+    text = repr(_brief(value))
     return text if len(text) <= 60 else text[:57] + "..."

@@ -23,7 +23,7 @@ from trimtab.config.keys import (
 )
 from trimtab.config.loss_schema import LossSchema, loss_schema, loss_schemas, read_parameter
 from trimtab.config.suggest import did_you_mean
-from trimtab.config.values import Location, Number, Whole, conflict
+from trimtab.config.values import Location, Number, Whole, as_mapping, conflict
 
 __all__ = [
     "DatasetSpec",
@@ -59,27 +59,31 @@ class NewModelSpec(Keys):
     """A fresh model, randomly initialised; the keys are those of transformers' configurations."""
 
     architecture: Literal["llama", "qwen3", "gemma3", "gpt2"] = Field(
-        "llama", description="Family of the model."
+        default="llama", description="Family of the model."
     )
-    hidden_size: Whole = Field(256, ge=8, description="Width.")
-    num_hidden_layers: Whole = Field(6, ge=1, description="Layers.")
-    num_attention_heads: Whole = Field(4, ge=1, description="Attention heads.")
+    hidden_size: Whole = Field(default=256, ge=8, description="Width.")
+    num_hidden_layers: Whole = Field(default=6, ge=1, description="Layers.")
+    num_attention_heads: Whole = Field(default=4, ge=1, description="Attention heads.")
     num_key_value_heads: Whole | None = Field(
-        None, ge=1, description="Key/value heads (not gpt2); null: as many as heads."
+        default=None, ge=1, description="Key/value heads (not gpt2); null: as many as heads."
     )
     head_dim: Whole | None = Field(
-        None, ge=2, description="Width of a head (not gpt2); null: hidden_size / heads."
+        default=None, ge=2, description="Width of a head (not gpt2); null: hidden_size / heads."
     )
     intermediate_size: Whole | None = Field(
-        None, ge=8, description="Width inside the MLP; null: 4 x hidden_size (gpt2), else 8/3."
+        default=None,
+        ge=8,
+        description="Width inside the MLP; null: 4 x hidden_size (gpt2), else 8/3.",
     )
     max_position_embeddings: Whole | None = Field(
-        None, ge=8, description="Longest sequence of the model; null: context_length."
+        default=None, ge=8, description="Longest sequence of the model; null: context_length."
     )
     sliding_window: Whole | None = Field(
-        None, ge=2, description="Window of gemma3's local layers; null: its own default."
+        default=None, ge=2, description="Window of gemma3's local layers; null: its own default."
     )
-    tie_word_embeddings: bool = Field(True, description="One matrix for input and output tokens.")
+    tie_word_embeddings: bool = Field(
+        default=True, description="One matrix for input and output tokens."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> NewModelSpec:
@@ -130,9 +134,9 @@ class NewModelSpec(Keys):
 class NewTokenizerSpec(Keys):
     """A byte-level BPE tokenizer, trained on the training rows."""
 
-    vocab_size: Whole = Field(8192, ge=258, description="Tokens, special ones included.")
+    vocab_size: Whole = Field(default=8192, ge=258, description="Tokens, special ones included.")
     max_rows: Whole | None = Field(
-        None, ge=1, description="Train it on at most so many rows; null: on all."
+        default=None, ge=1, description="Train it on at most so many rows; null: on all."
     )
 
 
@@ -142,19 +146,19 @@ class PretrainRecipe(TrainRecipe):
     TITLE: ClassVar[str] = "Pretraining"
 
     new_model: NewModelSpec | None = Field(
-        None, description="Make a fresh model instead of loading model_name_or_path."
+        default=None, description="Make a fresh model instead of loading model_name_or_path."
     )
     new_tokenizer: NewTokenizerSpec | None = Field(
-        None, description="Train a tokenizer instead of loading one."
+        default=None, description="Train a tokenizer instead of loading one."
     )
     context_length: Whole = Field(
-        512,
+        default=512,
         ge=2,
         description="Tokens of a window (k). Longer documents are cut so that every token is "
         "scored exactly once.",
     )
     eval_stride: Whole | None = Field(
-        None,
+        default=None,
         ge=1,
         description="Perplexity: tokens by which the window moves on; null: context_length (no "
         "overlap). Smaller is slower and gives each token more context.",
@@ -206,12 +210,12 @@ class SftRecipe(TrainRecipe, LengthKeys):
     TITLE: ClassVar[str] = "Supervised fine-tuning"
 
     completion_only_loss: bool | None = Field(
-        None,
+        default=None,
         description="prompt + completion rows: train on the completion only; null: yes. false "
         "trains on the prompt, too.",
     )
     assistant_only_loss: bool | None = Field(
-        None,
+        default=None,
         description="messages rows: train on the assistant's turns only; null: yes. false trains "
         "on all turns.",
     )
@@ -220,7 +224,7 @@ class SftRecipe(TrainRecipe, LengthKeys):
 class LossChoice(Keys):
     """A preference loss by name, and its hyper-parameters (all of them, after reading)."""
 
-    name: str = Field("dpo", description="Name of the loss.")
+    name: str = Field(default="dpo", description="Name of the loss.")
     parameters: dict[str, bool | int | float | str | None] = Field(
         default_factory=dict, description="Its keyword arguments."
     )
@@ -231,13 +235,11 @@ class LossChoice(Keys):
         """Take ``simpo``, ``{name: simpo, gamma: 1}`` or what ``model_dump`` gave."""
         if isinstance(value, str):
             value = {"name": value}
-        if not isinstance(value, dict):
+        given = as_mapping(value)
+        if given is None:
             return value
-        given = dict(value)
         name = given.pop("name", "dpo")
-        parameters = given.pop("parameters", None)
-        if isinstance(parameters, dict):
-            given.update(parameters)
+        given |= as_mapping(given.pop("parameters", None)) or {}
         schema = loss_schema(name)
         if schema is None:
             names = sorted(loss_schemas())
@@ -283,25 +285,26 @@ class PreferenceRecipe(TrainRecipe, LengthKeys):
         "the same.",
     )
     ref_model_name_or_path: Location | None = Field(
-        None,
+        default=None,
         description="Reference model; null: the policy as it is at the start of the stage.",
     )
     precompute_ref_log_probs: bool = Field(
-        True,
+        default=True,
         description="Compute the reference's log-probs once, before training, and cache them on "
         "disk.",
     )
     nll_weight: Number = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="Adds weight x (negative log-likelihood of the chosen response, per token) "
         "(ORPO's first term; rpo_alpha).",
     )
     nll_span: Literal["completion", "prompt_and_completion"] = Field(
-        "completion", description="Tokens that the nll_weight term is over."
+        default="completion", description="Tokens that the nll_weight term is over."
     )
     group_by_prompt: bool = Field(
-        False, description="All rows with the same prompt form one tree: the prompt is read once."
+        default=False,
+        description="All rows with the same prompt form one tree: the prompt is read once.",
     )
 
     learning_rate: LearningRate = 1e-6

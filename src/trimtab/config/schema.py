@@ -129,7 +129,7 @@ def _plain(annotation: Any) -> tuple[Any, bool]:
         optional = len(inner) < len(get_args(annotation))
         if len(inner) == 1:
             return _plain(inner[0])[0], optional
-        return Union[tuple(inner)], optional
+        return Union[tuple(inner)], optional  # noqa: UP007 - at run time
     return annotation, False
 
 
@@ -139,7 +139,9 @@ def _shape(annotation: Any) -> Shape:
     origin = get_origin(annotation)
     if origin is dict:
         return "map"
-    if origin is list or (origin is Union and any(get_origin(a) is list for a in get_args(annotation))):
+    if origin is list or (
+        origin is Union and any(get_origin(a) is list for a in get_args(annotation))
+    ):
         return "list"
     return "scalar"
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from typing import Annotated, Any, NoReturn
+from collections.abc import Mapping
+from typing import Annotated, Any, NoReturn, cast
 
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
@@ -23,6 +24,21 @@ class Label:
     """What ``--help`` calls a type."""
 
     text: str
+
+
+def as_mapping(value: object) -> dict[str, Any] | None:
+    """A copy of ``value`` where it is a mapping, else None."""
+    return dict(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else None
+
+
+def as_list(value: object) -> list[Any] | None:
+    """A copy of ``value`` where it is a list or tuple, else None."""
+    return list(cast("list[Any]", value)) if isinstance(value, (list, tuple)) else None
+
+
+def as_tuple(value: object) -> tuple[Any, ...] | None:
+    """``value`` where it is a tuple, else None."""
+    return cast("tuple[Any, ...]", value) if isinstance(value, tuple) else None
 
 
 def refuse(message: str) -> NoReturn:
@@ -81,9 +97,8 @@ def _count_or_share(value: Any) -> int | float:
 def _split(value: Any) -> Any:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
-    if isinstance(value, tuple):  # several words of a command line: "--report-to wandb, mlflow"
-        return [word for part in value for word in _split(part)]
-    return value
+    words = as_tuple(value)  # several words of a command line: "--report-to wandb, mlflow"
+    return value if words is None else [word for part in words for word in _split(part)]
 
 
 def _prompts(value: Any) -> Any:
@@ -94,17 +109,19 @@ def _prompts(value: Any) -> Any:
         return int(value) if re.fullmatch(r"[0-9]+", value.strip()) else [value]
     if isinstance(value, int) and value < 0:
         refuse("is negative")
-    return list(value) if isinstance(value, tuple) else value
+    words = as_tuple(value)
+    return value if words is None else list(words)
 
 
 def parse_columns(value: Any) -> Any:
     """``{"prompt": "question"}``, ``"prompt=question,chosen=good"`` or a list of such parts."""
     if isinstance(value, str):
         value = [part for part in value.split(",") if part.strip()]
-    if not isinstance(value, (list, tuple)):
+    parts = as_list(value)
+    if parts is None:
         return value
     found: dict[str, str] = {}
-    for part in value:
+    for part in parts:
         ours, sign, theirs = str(part).partition("=")
         if not sign or not ours.strip() or not theirs.strip():
             refuse("is not of the form ours=theirs, such as prompt=question,chosen=good")
@@ -114,7 +131,7 @@ def parse_columns(value: Any) -> Any:
     return found
 
 
-# The columns that rows may have here; see docs/data.md and TRL's dataset formats.
+# The columns that rows may have here: TRL's, and those of the formats that are converted.
 COLUMNS = (
     "text",
     "messages",
@@ -129,6 +146,12 @@ COLUMNS = (
     "weight",
     "margin",
     "tools",
+    "conversations",
+    "instruction",
+    "input",
+    "output",
+    "system",
+    "history",
 )
 
 
@@ -142,7 +165,7 @@ def _known_columns(value: dict[str, str]) -> dict[str, str]:
 
 def _home(value: Any) -> Any:
     if isinstance(value, os.PathLike):
-        value = os.fspath(value)  # pyright: ignore[reportUnknownArgumentType]
+        value = os.fspath(cast("os.PathLike[str]", value))
     if isinstance(value, str):
         if not value.strip():
             refuse("is empty")

@@ -8,7 +8,7 @@ tags and merge keys are refused: each hides a value from the reader of the file.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import yaml
 
@@ -47,7 +47,7 @@ def read_file(path: Path) -> YamlText:
 def parse(text: str, name: str) -> YamlText:
     """Parse YAML (JSON is YAML); ``name`` is for messages."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = cast(yaml.Node | None, yaml.compose(text, Loader=yaml.SafeLoader))  # pyright: ignore
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""

@@ -14,7 +14,6 @@ last trained token is left out.
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -23,6 +22,10 @@ from trimtab.data.chat_tokens import Encoder, Offsets, Steps, Tokenizer, drive, 
 from trimtab.data.rows import Message, Text
 
 _INSEPARABLE = "the chat template rewrites earlier turns within one continuation"
+
+
+MASK_SOURCES = ("markers", "incremental", "per turn")
+SPLIT = "split"
 
 
 class Span(NamedTuple):
@@ -58,8 +61,8 @@ class ChatRenderer:
     """Renders with the tokenizer's own chat template, and tokenises plain text beside it.
 
     ``variables`` are given to the template (``{"enable_thinking": False}``). ``generation_config``
-    adds its ``eos_token_id`` to the stop tokens. ``mask_sources`` counts how the masks of turns
-    were found: ``markers``, ``incremental``, ``per turn``.
+    adds its ``eos_token_id`` to the stop tokens. ``counts`` counts turns: by how their masks were
+    found (``MASK_SOURCES``), cut in token space (``SPLIT``), and by what the template did to them.
     """
 
     def __init__(
@@ -73,8 +76,7 @@ class ChatRenderer:
         self.encoder = Encoder(tokenizer)
         configured = stop_ids(tokenizer, generation_config)
         self.template = Template(self.encoder, configured, variables or {})
-        self.mask_sources: Counter[str] = Counter()
-        self.boundary_splits = 0
+        self.counts = self.template.counts
         self._required = False
 
     @property
@@ -117,7 +119,7 @@ class ChatRenderer:
         if len(found) == 1 and len(found[0].spans) > 1:
             rendered = yield from self._together(found[0])
             if rendered is not None:
-                self.mask_sources[found[0].source] += len(found[0].spans)
+                self.counts[found[0].source] += len(found[0].spans)
                 return [rendered]
             found = self.conversations(messages, tools, apart=True)
         results: list[Rendered] = []
@@ -127,7 +129,7 @@ class ChatRenderer:
 
     def completion_steps(self, conversation: Conversation) -> Steps[Rendered]:
         """Ids of one conversation in one piece, cut in token space where a prompt needs that."""
-        self.mask_sources[conversation.source] += len(conversation.spans)
+        self.counts[conversation.source] += len(conversation.spans)
         if len(conversation.spans) == 1:
             return (yield from self._single(conversation))
         rendered = yield from self._together(conversation)
@@ -230,7 +232,7 @@ class ChatRenderer:
 
     def _in_parts(self, conversation: Conversation) -> Steps[Rendered]:
         """Cut before each trained span and encode the parts apart: the cut is in token space."""
-        self.boundary_splits += 1
+        self.counts[SPLIT] += len(conversation.spans)
         text, spans, _ = conversation
         cuts = [span.start for span in spans] + [len(text)]
         parts = [text[a:b] for a, b in itertools.pairwise(cuts)]

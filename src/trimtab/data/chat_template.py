@@ -9,7 +9,8 @@ the text, and what the assistant wrote may look like anything, control tokens in
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -27,6 +28,9 @@ _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 # Template variables that turn reasoning off; the generation prompt then has the empty block.
 _REASONING_SWITCHES = ("enable_thinking", "thinking")
 _SENTINEL = "Zq7kX"
+# What ``Template.counts`` counts, beside the sources of masks: turns rendered with reasoning
+# switched off, and turns whose reasoning the template leaves out.
+REASONING_OFF, REASONING_LOST = "reasoning off", "reasoning lost"
 _NO_MASK = "the chat template's generation prompt is not how it renders an answer"
 
 
@@ -69,6 +73,7 @@ class Template:
         self.tokenizer = encoder.tokenizer
         self.variables = dict(variables)
         self.configured_stops = configured_stops
+        self.counts: Counter[str] = Counter()
 
     @cached_property
     def source(self) -> str:
@@ -87,7 +92,8 @@ class Template:
         return [
             switch
             for switch in _REASONING_SWITCHES
-            if switch not in self.variables and re.search(rf"\b{switch}\b", self.source)
+            if switch not in self.variables
+            and re.search(rf"(?<![.\w'\"]){switch}(?![\w'\"])", self.source)
         ]
 
     @property
@@ -128,18 +134,20 @@ class Template:
         return rendered
 
     def marked(
-        self, messages: Sequence[Message], tools: Sequence[Any] | None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None,
+        extra: Mapping[str, Any] | None = None,
     ) -> tuple[str, list[tuple[int, int]]]:
         """Render without generation prompt; also the character ranges of generation blocks."""
+        text = self.text(messages, tools, False, extra)
+        if not self.has_markers:
+            return text, []
         from transformers.utils import chat_template_utils
 
         library: Any = chat_template_utils
-        text = self.text(messages, tools, False)
-        if not self.has_markers:
-            return text, []
         shaped = _in_parts(messages) if self.content_parts else messages
         bare = [{k: v for k, v in m.items() if v is not None} for m in shaped]
-        special: dict[str, Any] = {**self.tokenizer.special_tokens_map, **self.variables}
         # apply_chat_template gives these ranges only as tokens, and loses those that begin inside
         # a special token that swallows the space behind it.
         texts, ranges = library.render_jinja_template(
@@ -148,45 +156,48 @@ class Template:
             chat_template=self.tokenizer.get_chat_template(None, list(tools) if tools else None),
             return_assistant_tokens_mask=True,
             add_generation_prompt=False,
-            **special,
+            **{**self.tokenizer.special_tokens_map, **self.variables, **(extra or {})},
         )
         # Markers inside macros are counted from the macro's start: useless, and then not used.
         return text, [(a, b) for a, b in ranges[0] if b > a] if texts[0] == text else []
 
-    def prompts(
-        self, messages: Sequence[Message], tools: Sequence[Any] | None, reasoned: bool
-    ) -> Iterator[str]:
-        """What the model sees before the next turn: asked to reason, then asked not to."""
-        yield self.text(messages, tools, True)
-        if reasoned:
-            return
-        for switch in self.switches:
-            yield self.text(messages, tools, True, {switch: False})
-
     def turn(self, messages: Sequence[Message], index: int, tools: Sequence[Any] | None) -> Turn:
-        """Find what is trained of ``messages[index]``, an assistant message with one before it."""
+        """Find what is trained of ``messages[index]``, an assistant message with one before it.
+
+        A turn without reasoning is rendered with reasoning switched off, where the template has
+        such a switch: the empty reasoning block then belongs to the generation prompt.
+        """
         message = messages[index]
         reasoned = has_reasoning(message)
-        text, blocks = self.marked(messages[: index + 1], tools)
-        prompts = list(self.prompts(messages[:index], tools, reasoned))
-        fitting = [len(prompt) for prompt in prompts if text.startswith(prompt)]
-        marked = False
-        if fitting:
-            start = max(fitting)
-        elif blocks:
-            # The generation prompt opens what the turn does not have (DeepSeek-R1's <think>): the
-            # template's author says where the turn starts, after the header that both have.
-            header = self._common_header(prompts[0], text)
-            start = max(header, min((a for a, b in blocks if b > header), default=len(text)))
-        else:
+        variants: list[dict[str, Any]] = [{name: False} for name in self.switches if not reasoned]
+        text, start, marked = "", -1, False
+        for extra in (*variants, dict[str, Any]()):
+            text, blocks = self.marked(messages[: index + 1], tools, extra)
+            prompt = self.text(messages[:index], tools, True, extra)
+            start, marked = self._start(prompt, text, blocks)
+            if start >= 0:
+                self.counts[REASONING_OFF] += bool(extra)
+                break
+        if start < 0:
             raise RowProblem(_NO_MASK)
-        if blocks and (own := [a for a, b in blocks if b > start]):
-            start, marked = max(start, own[0]), True
-        if not reasoned and (empty := _EMPTY_REASONING.match(text, start)):
+        empty = _EMPTY_REASONING.match(text, start)
+        own = str(message.get("content")).strip()
+        if empty is not None and not own.startswith(empty.group().strip()):
             start = empty.end()
         end = self._stop_end(text, start)
         self._check_rendered(message, text[start:end])
         return Turn(text, start, end, marked)
+
+    def _start(self, prompt: str, text: str, blocks: Sequence[tuple[int, int]]) -> tuple[int, bool]:
+        """Where the last turn of ``text`` starts (-1: unknown), and whether a marker says so."""
+        asked = text.startswith(prompt)
+        # Else the generation prompt opens what the turn does not have (DeepSeek-R1's <think>): the
+        # template's author says where the turn starts, after the header that both have.
+        begin = len(prompt) if asked else self._common_header(prompt, text)
+        own = next((first for first, last in blocks if last > begin), None)
+        if own is not None:
+            return max(begin, own), True
+        return (begin if asked else -1), False
 
     @cached_property
     def content_parts(self) -> bool:
@@ -301,9 +312,16 @@ class Template:
         return max((m.end() for m in pattern.finditer(shared)), default=0) if pattern else 0
 
     def _check_rendered(self, message: Message, response: str) -> None:
+        """Templates leave out silently what they do not know; a target must not lose its text."""
         content = message.get("content")
         if isinstance(content, str) and _answer(content) not in response:
             raise RowProblem("the chat template does not print what the assistant wrote")
+        for call in message.get("tool_calls") or ():
+            name = str((call.get("function") or call).get("name", ""))
+            if name not in response:
+                raise RowProblem("the chat template does not print the tool call", name)
+        reasoning = next((str(message[f]) for f in _REASONING_FIELDS if message.get(f)), "")
+        self.counts[REASONING_LOST] += reasoning.strip() not in response
 
 
 def has_reasoning(message: Message) -> bool:

@@ -49,7 +49,6 @@ class Encoder:
 
     prefix      ids that the tokenizer puts before a plain text by default (BOS, or nothing)
     bos, eos    ids or None; neither is ever invented
-    boundary_splits   continuations whose first token would have merged with the prompt's last
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -155,6 +155,8 @@ def _from_alpaca(row: Row) -> Row:
 
 
 def _history(value: Any) -> list[Row]:
+    if not isinstance(value, list | None):
+        raise BadRow("history", "not a list", f"found {fields.found(value)}")
     turns: list[Row] = []
     for index, pair in enumerate(cast("list[Any]", value or [])):
         if not isinstance(pair, list) or len(cast("list[Any]", pair)) != 2:

@@ -114,7 +114,25 @@ def _message(value: Any, name: str) -> Message:
     else:
         content = plain(content, f"{name}.content")
     message["content"] = content
+    for key, item in message.items():
+        if key not in ("role", "content"):
+            _encodable(item, f"{name}.{key}")
+    if calls is not None and not _are_objects(calls):
+        raise BadRow(f"{name}.tool_calls", "not a list of objects", f"found {found(calls)}")
     return message
+
+
+def _are_objects(value: Any) -> bool:
+    items = cast("list[Any]", value)
+    return isinstance(value, list) and all(isinstance(item, dict) for item in items)
+
+
+def _encodable(value: Any, name: str) -> None:
+    """Check the Unicode of whatever a chat template may print."""
+    if isinstance(value, str):
+        unicode(value, name)
+    elif value and isinstance(value, (list, dict)):
+        unicode(json.dumps(value, ensure_ascii=False, default=str), name)
 
 
 def _parts(parts: list[Any], name: str) -> str:
@@ -185,6 +203,7 @@ def tools(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     for index, item in enumerate(items):
         if not isinstance(item, dict):
             raise BadRow(f"tools[{index}]", "not a JSON schema", f"found {found(item)}")
+    _encodable(items, "tools")
     return items or None
 
 

@@ -17,6 +17,7 @@ from trimtab.data.quarantine import BadRow
 from trimtab.data.rows import Message
 
 _REACH = 64  # longer things in angle brackets are not special tokens
+_NUMBER = re.compile(r"\d[.,]\|\d|\d\|[.,]\d")  # 3.14, cut at the bar
 _TOKEN = re.compile(r"<[^\s<>]+>|\[/?[A-Za-z_]+\]")
 
 
@@ -69,6 +70,8 @@ def _can_cut(text: str, place: int) -> bool:
         return False
     if "'" in (before, after) or "’" in (before, after):
         return False  # don't
+    if _NUMBER.search(text[max(0, place - 2) : place] + "|" + text[place : place + 2]):
+        return False
     nearby = _TOKEN.finditer(text, max(0, place - _REACH), place + _REACH)
     return not any(token.start() < place < token.end() for token in nearby)
 

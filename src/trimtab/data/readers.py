@@ -130,7 +130,7 @@ def read_jsonl(path: Path, name: str) -> Iterator[Record]:
             continue
         text: str | None = None
         try:
-            text = _decode(line)
+            text = _decode(line).rstrip("\r\n")
             row = _object(_parse(text))
         except BadRow as problem:
             raw = text if text is not None else line.decode("utf-8", "backslashreplace")

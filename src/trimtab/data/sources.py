@@ -109,6 +109,11 @@ class _Source:
         """The examples of every good row."""
         records = itertools.islice(self._records(), max_rows)
         head = list(itertools.islice(records, _SAMPLE))
+        if all(record.row is None for _, record in head):
+            for part, record in records:  # on to the first row that can be parsed
+                head.append((part, record))
+                if record.row is not None:
+                    break
         plan = self._plan(head)
         rows: list[Sequence[Example]] = []
         for part, record in itertools.chain(head, records):
@@ -133,7 +138,7 @@ class _Source:
                 self._notice(f"{part.name} is empty")
 
     def _plan(self, head: Sequence[tuple[Part, Record]]) -> Plan | None:
-        """How to read the source; None where none of its first rows could be parsed."""
+        """How to read the source; None where none of its rows could be parsed."""
         if not head:
             raise DataError(f"{self.spec.path}: empty: there are no rows in it")
         good = [(part, record) for part, record in head if record.row is not None]
@@ -163,10 +168,7 @@ class _Source:
 def _examples(plan: Plan | None, part: Part, record: Record) -> Sequence[Example]:
     if record.problem is not None:
         raise record.problem
-    assert record.row is not None
-    if plan is None:
-        # A thousand rows that cannot be parsed, and then one that can: nothing tells its kind.
-        raise BadRow("", "not recognised", "no row before it could be read")
+    assert record.row is not None and plan is not None
     return plan.examples(record.row, Origin(part.name, record.line), textual=record.textual)
 
 

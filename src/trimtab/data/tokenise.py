@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from trimtab.data.chat import ChatRenderer
-from trimtab.data.chat_template import RowProblem
+from trimtab.data.chat import MASK_SOURCES, SPLIT, ChatRenderer
+from trimtab.data.chat_template import REASONING_LOST, REASONING_OFF, RowProblem
 from trimtab.data.chat_tokens import Steps, drive
 from trimtab.data.rows import Example
 from trimtab.data.store import TreeStore
@@ -37,15 +38,15 @@ def tokenise_all(
     renderer: ChatRenderer,
     options: TokeniseOptions,
     *,
-    max_dropped: float = 0.1,
+    max_dropped: float | None = 0.1,
 ) -> tuple[TreeStore, TokeniseReport]:
     """The trees of all rows, and what happened to each row.
 
     Refuses with a ``DataError`` when no tree is left, or when more than the share ``max_dropped``
-    of the rows was dropped (0 to 1).
+    of the rows was dropped (0 to 1; None never refuses).
     """
     report = TokeniseReport()
-    sources, splits = dict(renderer.mask_sources), renderer.boundary_splits
+    before = renderer.counts.copy()
     trees = _planted(examples, renderer, options, report)
     if options.group_by_prompt:
         grouped = group_by_prompt(list(trees))
@@ -54,18 +55,25 @@ def tokenise_all(
         report.trained = sum(tree.trained_count for tree in grouped)
         trees = iter(grouped)
     store = TreeStore.of(trees)
-    report.mask_sources = {
-        source: count - sources.get(source, 0)
-        for source, count in sorted(renderer.mask_sources.items())
-        if count > sources.get(source, 0)
-    }
-    report.boundary_splits = renderer.boundary_splits - splits
-    if report.mask_sources and renderer.template.reads_the_clock:
-        report.notices.append(
-            "the chat template prints today's date: rows tokenised on another day differ"
-        )
-    report.check(max_dropped)
+    counts = renderer.counts - before
+    report.mask_sources = {name: counts[name] for name in MASK_SOURCES if counts[name]}
+    report.boundary_splits = counts[SPLIT]
+    report.notices += _notices(counts, renderer)
+    if max_dropped is not None:
+        report.check(max_dropped)
     return store, report
+
+
+def _notices(counts: Counter[str], renderer: ChatRenderer) -> Iterator[str]:
+    """What the template did that a user would not expect."""
+    template = renderer.template
+    if template.reads_the_clock and any(counts[name] for name in MASK_SOURCES):
+        yield "the chat template prints today's date: rows tokenised on another day differ"
+    if counts[REASONING_OFF]:
+        names = " or ".join(template.switches)
+        yield f"answers without reasoning are rendered with {names}=false; sample with it too"
+    if counts[REASONING_LOST]:
+        yield f"the chat template leaves out the reasoning of {counts[REASONING_LOST]} answers"
 
 
 def _planted(

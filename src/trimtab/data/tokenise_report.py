@@ -48,7 +48,7 @@ class TokeniseReport:
     branches             branches with a trained token
     branches_stopped     those of them whose last token is a stop token
     leading_bos          the longest run of BOS that a tree begins with: 0 or 1 when all is well
-    boundary_splits      conversations cut in token space, where prompt and answer would have merged
+    boundary_splits      turns cut in token space, where prompt and answer would have merged
     control_rows         rows whose text contains control tokens of the tokenizer
     mask_sources         assistant turns by how their mask was found
     notices              lines that a user should read once

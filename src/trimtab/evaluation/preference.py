@@ -133,7 +133,8 @@ def _add_mean(found: dict[str, Any], name: str, values: Tensor) -> None:
         return
     interval = mean_interval(values.double().cpu().numpy())
     found[name] = interval.mean
-    found[f"{name}_ci95"] = [interval.low, interval.high]
+    if interval.n > 1:  # one value has no spread
+        found[f"{name}_ci95"] = [interval.low, interval.high]
 
 
 def _add_share(found: dict[str, Any], name: str, hits: Tensor) -> None:

@@ -13,8 +13,9 @@ def plackett_luce_loss(policy: Ranking, reference: Ranking, *, beta: float = 0.1
     """K-wise DPO: -sum_k [h_k - logsumexp(h_k .. h_K)], h_k = beta a of the k-th best, from sums.
 
     The Plackett-Luce form of DPO in the appendix of arXiv:2305.18290; the divisor is prompts, not
-    pairs. Rankings of any length share a batch through ``mask``; what it hides is never read. K = 2 is DPO, K = 1 contributes nothing. Ties are not representable:
-    the data must break or drop them. Rewards are h, 0 in the padding.
+    pairs. Rankings of any length share a batch: what ``mask`` hides is never read. K = 2 is DPO,
+    K = 1 contributes nothing. Ties are not representable: the data must break or drop them.
+    Rewards are h, 0 in the padding.
     """
     require_positive("beta", beta)
     mask = policy.mask

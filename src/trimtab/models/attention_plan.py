@@ -102,14 +102,16 @@ class TreePlan:
         """[S, S] bool for a span of whole trees: may row i see column j? One that is kept."""
         key = (span, self.effective_window(window))
         if key not in self._visible:
-            self._visible[key] = self._see(span, key[1])
+            with torch.inference_mode(False):  # else no later backward pass could use it
+                self._visible[key] = self._see(span, key[1])
         return self._visible[key]
 
     def program(self, window: int | None, dtype: torch.dtype) -> Program:
         """Blocks for layers with this window, their masks in ``dtype``; made once and kept."""
         key = (self.effective_window(window), dtype)
         if key not in self._programs:
-            self._programs[key] = _Builder(self, key[0], dtype).build()
+            with torch.inference_mode(False):
+                self._programs[key] = _Builder(self, key[0], dtype).build()
         return self._programs[key]
 
     def _see(self, span: Span, window: int | None) -> Tensor:

@@ -41,6 +41,7 @@ def model_from_config(
     key and for numbers that do not fit each other.
     """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig
 
     from trimtab.models.load import disable_dropout
@@ -65,11 +66,22 @@ def model_from_config(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
+    except (StrictDataclassError, ValueError, TypeError, ZeroDivisionError) as error:
         raise RecipeError(f"{key}: {' '.join(str(error).split())}; change {key}") from None
     model.generation_config = GenerationConfig(**ids)
     disable_dropout(model)
-    return model.to(dtype)
+    return cast_weights(model, dtype)
+
+
+def cast_weights(model: Any, dtype: torch.dtype) -> Any:
+    """Cast a model's parameters in place and leave its buffers alone; returns the model.
+
+    ``model.to(bfloat16)`` would also round the frequencies of the rotary embedding, which
+    ``from_pretrained`` keeps in fp32: the model would then differ from its own saved copy.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _check_keys(settings: dict[str, Any], configuration: Any, architecture: str, key: str) -> None:

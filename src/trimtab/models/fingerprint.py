@@ -174,6 +174,8 @@ def _entries(file: Path) -> Iterator[tuple[str, _Entry]]:
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
+            if length > file.stat().st_size:
+                raise ValueError("its header is longer than the file")
             header = json.loads(stream.read(length))
         for name, entry in header.items():
             if name != "__metadata__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import weakref
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, get_args
@@ -109,6 +108,7 @@ def end_hidden(model: nn.Module, batch: TreeBatch, layout: Layout) -> Tensor:
     return hidden_states(model, batch, layout).ends()
 
 
+@torch.inference_mode(False)  # a reference model may be the first to read what a policy trains on
 def _route(batch: TreeBatch, layout: Layout) -> _Route:
     routes = _ROUTES.setdefault(batch, {})
     if layout not in routes:

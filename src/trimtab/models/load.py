@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import RecipeError
-from trimtab.models.build import model_from_config
+from trimtab.models.build import cast_weights, model_from_config
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.hub import ModelSource, locate, quiet, read_json
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ModelSource",
+    "base_of",
+    "cast_weights",
     "checkpoint_activations",
     "disable_dropout",
     "fingerprint",
@@ -50,7 +52,7 @@ def load_tokenizer(
     source = _found(path, revision, key, trust_remote_code)
     if not any((source.folder / name).is_file() for name in _TOKENIZER_FILES):
         if source.kind == "adapter":
-            base = _base_of(source, key)
+            base = base_of(source, key)
             return load_tokenizer(base, trust_remote_code=trust_remote_code, key=key)
         raise RecipeError(
             f"{key}={source.name!r}: no tokenizer in {source.folder}; set tokenizer_name_or_path"
@@ -84,7 +86,7 @@ def load_model(
     source = _found(path, revision, key, trust_remote_code)
     if source.kind == "adapter":
         base = load_model(
-            _base_of(source, key),
+            base_of(source, key),
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
@@ -102,13 +104,14 @@ def load_model(
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
             output_loading_info=True,
         )
     except Exception as error:  # safetensors, configuration and remote-code errors have no base
         raise RecipeError(_line(key, source, error, "the model could not be loaded")) from error
     model, info = loaded
     for problem in ("missing_keys", "mismatched_keys"):
-        if names := sorted(str(name) for name in info[problem]):
+        if names := sorted(str(n if isinstance(n, str) else n[0]) for n in info[problem]):
             raise RecipeError(
                 f"{key}={source.name!r}: {len(names)} weights of {type(model).__name__} are "
                 f"{problem.removesuffix('_keys')} in it ({', '.join(names[:3])}); "
@@ -157,7 +160,11 @@ def checkpoint_activations(model: nn.Module) -> None:
         raise RecipeError(
             f"gradient_checkpointing=true: {type(inner).__name__} does not support it; set it false"
         )
-    inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    options = {"use_reentrant": False}
+    if hasattr(inner, "activation_checkpointing_enable"):  # its name in later transformers 5
+        inner.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
 def _is_rate(name: str, value: Any) -> bool:
@@ -173,8 +180,14 @@ def _found(
     return locate(path, revision=revision, key=key, code=code)
 
 
-def _base_of(source: ModelSource, key: str) -> ModelSource:
-    """Find the base model that an adapter names: as written, beside the adapter, on the hub."""
+def base_of(source: ModelSource, key: str = "model_name_or_path") -> ModelSource:
+    """Find the whole model under an adapter: as written in it, beside it, on the hub.
+
+    A whole model is its own base. Where config.json and generation_config.json are wanted, this
+    is the folder that has them.
+    """
+    if source.kind == "model":
+        return source
     settings = read_json(source.folder / "adapter_config.json")
     name = settings.get("base_model_name_or_path")
     if not name:
@@ -207,6 +220,9 @@ def _refuse_pickles(source: ModelSource, key: str) -> None:
 def _with_adapter(base: PreTrainedModel, source: ModelSource, key: str) -> Any:
     """Put an adapter on its base, frozen; every tensor of the file and of the model must match."""
     from peft import PeftModel
+    from safetensors import safe_open
+
+    from trimtab.models.save import adapter_tensors
 
     _refuse_pickles(source, key)
     if getattr(base, "peft_config", None):
@@ -215,16 +231,26 @@ def _with_adapter(base: PreTrainedModel, source: ModelSource, key: str) -> Any:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # PEFT warns where tensors are missing or left over
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
-            warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+            warnings.simplefilter("ignore")  # what they are about is checked below
             model = PeftModel.from_pretrained(
                 base, source.folder, autocast_adapter_dtype=False, local_files_only=True
             )
-    except Exception as error:  # PEFT has no base class of errors, and warnings are any
+        with safe_open(source.folder / "adapter_model.safetensors", "pt") as file:
+            found = set(file.keys())
+    except Exception as error:  # PEFT has no base class of errors
         raise RecipeError(_line(key, source, error, "the adapter could not be loaded")) from error
-    model.to(dtype=base.dtype)
+    wanted = set(adapter_tensors(model))
+    # PEFT may have added whole embeddings of the base to the file; those are no left-overs.
+    for problem, names in (
+        ("missing in", wanted - found),
+        ("unknown to its base model in", found - wanted - set(model.state_dict())),
+    ):
+        if names:
+            raise RecipeError(
+                f"{key}={source.name!r}: {len(names)} tensors are {problem} its "
+                f"adapter_model.safetensors ({min(names)}); is its base model another one?"
+            )
+    cast_weights(model, base.dtype)
     disable_dropout(model)
     return model.eval()
 
@@ -232,5 +258,10 @@ def _with_adapter(base: PreTrainedModel, source: ModelSource, key: str) -> Any:
 def _line(key: str, source: ModelSource, error: Exception, what: str) -> str:
     """One line for an error of another library, cut where it gets long."""
     text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return (
+            f"{key}={source.name!r}: its architecture is Python code in its folder; "
+            "set trust_remote_code=true if you trust it"
+        )
     text = text if len(text) <= 300 else text[:297] + "..."
     return f"{key}={source.name!r}: {what}: {type(error).__name__}: {text}"

@@ -1,8 +1,12 @@
 """Log-probs of tokens from hidden states, chunk by chunk: [tokens, vocabulary] is never held.
 
 The rows are cut into chunks whose fp32 logits fit ``chunk_bytes``. A chunk's matrix product is in
-the working dtype (bf16 stays bf16), everything after it in at least fp32. For the backward pass
-one of three ways is taken, and all of them give the same gradient:
+the working dtype (bf16 stays bf16), everything after it in at least fp32. A bf16 product of 40 is
+rounded to steps of 0.25 nats, so in half precision the target's own logit, computed in fp32, is
+subtracted *within* the product, before it is rounded: what is left is small where p is large, and
+log-probs are then right to about 0.002 of themselves (softmax does not see the shift).
+
+For the backward pass one of three ways is taken, and all of them give the same gradient:
 
     scale      head frozen, only ``logp`` asked: (onehot - p) @ W is made in the forward pass and
                multiplied by the coefficient of each token in the backward pass; 2 products
@@ -24,7 +28,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +39,6 @@ from trimtab.models.head import (
     LogitHead,
     accumulation_dtype,
     check_head,
-    model_logprobs,
 )
 
 __all__ = [
@@ -43,7 +46,6 @@ __all__ = [
     "LogitHead",
     "TokenStats",
     "check_head",
-    "model_logprobs",
     "token_stats",
     "token_stats_reference",
 ]
@@ -118,6 +120,7 @@ def token_stats(
     if reference is not None:
         assert reference[1].vocabulary == size, "policy and reference differ in vocabulary"
         assert reference[0].shape[0] == hidden.shape[0], (reference[0].shape, hidden.shape)
+        reference = (reference[0].to(reference[1].weight.dtype), reference[1])
     hidden = hidden.to(head.weight.dtype)  # some final norms give fp32 under a bf16 head
     rows = max(1, chunk_bytes // (size * accumulation_dtype(hidden.dtype).itemsize))
     kept = hidden.shape[0] * size * hidden.element_size() * (1 if reference is None else 2)
@@ -144,13 +147,13 @@ def token_stats_reference(
     square: bool = False,
     reference: tuple[Tensor, LogitHead] | None = None,
 ) -> TokenStats:
-    """Slow twin of ``token_stats``: plain autograd over the full [M, V] logits."""
-    logp = (head.logits(hidden.to(head.weight.dtype)) / temperature).log_softmax(-1)
+    """Slow twin of ``token_stats``: plain autograd over the full [M, V] logits, in fp32 or fp64."""
+    logp = (_exact_logits(hidden, head) / temperature).log_softmax(-1)
     p = logp.exp()
     kl = None
     if reference is not None:
         with torch.no_grad():
-            logq = (reference[1].logits(reference[0]) / temperature).log_softmax(-1)
+            logq = (_exact_logits(*reference) / temperature).log_softmax(-1)
         kl = (logq.exp() * (logq - logp)).sum(-1)
     return TokenStats(
         logp=logp.gather(1, targets[:, None]).squeeze(1),
@@ -161,25 +164,57 @@ def token_stats_reference(
     )
 
 
-def _final_logits(raw: Tensor, scale: float, softcap: float | None, temperature: float) -> Tensor:
-    """Turn a head's product [C, V] into its final logits over ``temperature``, a fresh tensor."""
-    z = raw.to(accumulation_dtype(raw.dtype), copy=True)
-    if softcap is None:
-        return z if scale == temperature else z.mul_(scale / temperature)
-    return z.mul_(scale / softcap).tanh_().mul_(softcap / temperature)
+def _exact_logits(hidden: Tensor, head: LogitHead) -> Tensor:
+    dtype = accumulation_dtype(head.weight.dtype)
+    bias = None if head.bias is None else head.bias.to(dtype)
+    wide = LogitHead(head.weight.to(dtype), bias, head.scale, head.softcap)
+    return wide.logits(hidden.to(dtype))
 
 
-def _reference_logprobs(job: _Job, raw: Tensor) -> Tensor:
-    """Log-probs [C, V] of the reference from its head's product."""
-    assert job.reference is not None
-    head = job.reference[1]
-    return _final_logits(raw, head.scale, head.softcap, job.temperature).log_softmax(-1)
+class _Side:
+    """Policy or reference: makes the products of a chunk and turns them into final logits.
 
+    ``exact`` [M] holds, for half precision, the targets' own products in fp32.
+    """
 
-def _raw_of_reference(job: _Job, chunk: slice) -> Tensor:
-    assert job.reference is not None
-    states, head = job.reference
-    return head.raw(states[chunk].to(head.weight.dtype))
+    def __init__(
+        self, hidden: Tensor, head: LogitHead, targets: Tensor, exact: Tensor | None = None
+    ) -> None:
+        self.hidden, self.head, self.targets = hidden, head, targets
+        self.dtype = accumulation_dtype(head.weight.dtype)
+        if exact is None and head.weight.dtype.itemsize < self.dtype.itemsize:
+            exact = hidden.new_empty(hidden.shape[0], dtype=self.dtype)
+        self.exact = exact
+
+    def measure(self, chunk: slice) -> None:
+        """Fill in ``exact`` for a chunk, where it is wanted."""
+        if self.exact is not None:
+            rows = self.head.weight[self.targets[chunk]].to(self.dtype)
+            self.exact[chunk] = (self.hidden[chunk].to(self.dtype) * rows).sum(-1)
+
+    def product(self, chunk: slice) -> Tensor:
+        """[C, V] in the working dtype: logits, or, with ``exact``, less that and without bias."""
+        if self.exact is None:
+            return self.head.raw(self.hidden[chunk])
+        # Subtracted in the fp32 accumulators of the product, before the result is rounded.
+        shift = self.exact[chunk, None].to(self.head.weight.dtype)
+        return torch.addmm(-shift, self.hidden[chunk], self.head.weight.T)
+
+    def final_logits(self, product: Tensor, chunk: slice, temperature: float) -> Tensor:
+        """[C, V] final logits over ``temperature``, up to a constant by row; a fresh tensor."""
+        z = product.to(self.dtype, copy=True)
+        softcap, scale = self.head.softcap, self.head.scale
+        if self.exact is not None:
+            exact = self.exact[chunk, None]
+            shift = exact.to(product.dtype).to(self.dtype)  # as it was when it was subtracted
+            z.scatter_(1, self.targets[chunk, None], exact - shift)
+            if self.head.bias is not None:
+                z += self.head.bias
+            if softcap is not None:  # the cap does see a shift
+                z += shift
+        if softcap is None:
+            return z if scale == temperature else z.mul_(scale / temperature)
+        return z.mul_(scale / softcap).tanh_().mul_(softcap / temperature)
 
 
 class _TokenStats(torch.autograd.Function):
@@ -189,22 +224,20 @@ class _TokenStats(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, job: _Job
     ) -> tuple[Tensor | None, ...]:
-        count, dtype = hidden.shape[0], accumulation_dtype(hidden.dtype)
-        logp, lse = hidden.new_empty(2, count, dtype=dtype).unbind()
-        entropy = hidden.new_empty(count, dtype=dtype) if job.entropy else None
+        policy = _Side(hidden, LogitHead(weight, bias, job.scale, job.softcap), targets)
+        other = None if job.reference is None else _Side(*job.reference, targets)
+        count = hidden.shape[0]
+        logp, lse = hidden.new_empty(2, count, dtype=policy.dtype).unbind()
+        entropy = torch.empty_like(logp) if job.entropy else None
         correct = torch.empty_like(targets, dtype=torch.bool) if job.correct else None
-        square = hidden.new_empty(count, dtype=dtype) if job.square else None
-        kl = hidden.new_empty(count, dtype=dtype) if job.reference is not None else None
+        square = torch.empty_like(logp) if job.square else None
+        kl = torch.empty_like(logp) if other is not None else None
         unit_gradient = torch.empty_like(hidden) if job.way == "scale" else None
         kept: list[Tensor] = []
         for chunk in job.chunks(count):
             target = targets[chunk, None]
-            raw = torch.nn.functional.linear(hidden[chunk], weight, bias)
-            z = _final_logits(raw, job.scale, job.softcap, job.temperature)
-            slope = _slope(z, job) if job.way == "scale" else None  # before z is shifted
-            if job.way == "keep":
-                kept.append(raw)
-            del raw
+            z = _logits_of(policy, chunk, job, kept)
+            slope = _slope(z, job) if job.way == "scale" else 1.0  # before z is shifted
             peak = z.amax(-1, keepdim=True)
             z.sub_(peak)
             if correct is not None:
@@ -216,19 +249,15 @@ class _TokenStats(torch.autograd.Function):
             lse[chunk] = (peak + log_total).squeeze(1)
             if entropy is not None:
                 entropy[chunk] = (log_total - (p * z).sum(-1, keepdim=True) / total).squeeze(1)
-            if kl is not None:
-                raw = _raw_of_reference(job, chunk)
-                logq = _reference_logprobs(job, raw)
-                if job.way == "keep":
-                    kept.append(raw)
-                del raw
+            if kl is not None and other is not None:
+                logq = _logits_of(other, chunk, job, kept).log_softmax(-1)
                 kl[chunk] = (logq.exp() * logq.sub_(z).add_(log_total)).sum(-1)
             if square is not None:
                 square[chunk] = (p * p).sum(-1).log() - 2 * log_total.squeeze(1)
             if unit_gradient is not None:
                 unit = p.div_(-total)
                 unit.scatter_add_(1, target, torch.ones_like(peak))
-                unit.mul_(cast(Any, slope))
+                unit = _times(unit, slope)
                 torch.mm(unit.to(weight.dtype), weight, out=unit_gradient[chunk])
         ctx.job = job
         ctx.set_materialize_grads(False)
@@ -236,7 +265,8 @@ class _TokenStats(torch.autograd.Function):
         if job.way == "scale":
             ctx.save_for_backward(unit_gradient)
         elif job.way != "none":
-            ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy, *kept)
+            exact = (policy.exact, None if other is None else other.exact)
+            ctx.save_for_backward(hidden, weight, bias, targets, *exact, lse, entropy, *kept)
         return logp, entropy, correct, square, kl
 
     @staticmethod
@@ -252,28 +282,42 @@ class _TokenStats(torch.autograd.Function):
             scaled = (unit_gradient * of_logp[:, None]).to(unit_gradient.dtype)
             return scaled, None, None, None, None
         assert job.way != "none"
-        gradient = _Gradient(ctx.needs_input_grad[:3], *ctx.saved_tensors[:3])
-        targets, lse, entropy, *kept = ctx.saved_tensors[3:]
-        step = 1 if job.reference is None else 2
+        hidden, weight, bias, targets, exact, other_exact, lse, entropy, *kept = ctx.saved_tensors
+        policy = _Side(hidden, LogitHead(weight, bias, job.scale, job.softcap), targets, exact)
+        other = None if job.reference is None else _Side(*job.reference, targets, other_exact)
+        gradient = _Gradient(ctx.needs_input_grad[:3], policy)
         chunks = list(job.chunks(targets.shape[0]))
-        for i, chunk in enumerate(chunks):
-            raw = kept[i * step] if kept else gradient.product(chunk)
-            z = _final_logits(raw, job.scale, job.softcap, job.temperature)
+        for chunk in chunks:
+            z = _logits_again(policy, chunk, job, kept)
             slope = _slope(z, job)
             of_z = _gradient_of_logits(
                 z.sub_(lse[chunk, None]),
                 targets[chunk, None],
                 _column(of_logp, chunk),
                 _column(of_entropy, chunk),
-                None if entropy is None else entropy[chunk, None],
+                _column(entropy, chunk),
             )
-            if of_kl is not None:
-                raw = kept[i * step + 1] if kept else _raw_of_reference(job, chunk)
-                # d KL = p - q: p is in z, which holds log-probs
-                of_z += of_kl[chunk, None] * (z.exp_() - _reference_logprobs(job, raw).exp_())
-            of_raw = of_z if isinstance(slope, float) and slope == 1.0 else of_z.mul_(slope)
-            gradient.add(chunk, of_raw, only=len(chunks) == 1)
+            if other is not None:
+                logq = _logits_again(other, chunk, job, kept).log_softmax(-1)
+                if of_kl is not None:  # d KL = p - q; z holds log p
+                    of_z += of_kl[chunk, None] * (z.exp_() - logq.exp_())
+            gradient.add(chunk, _times(of_z, slope), only=len(chunks) == 1)
         return *gradient.finish(), None, None
+
+
+def _logits_of(side: _Side, chunk: slice, job: _Job, kept: list[Tensor]) -> Tensor:
+    """Final logits of a chunk, its product added to ``kept`` where the job keeps it."""
+    side.measure(chunk)
+    product = side.product(chunk)
+    if job.way == "keep":
+        kept.append(product)
+    return side.final_logits(product, chunk, job.temperature)
+
+
+def _logits_again(side: _Side, chunk: slice, job: _Job, kept: list[Tensor]) -> Tensor:
+    """Those of ``_logits_of`` once more, in the same order: from ``kept``, or made again."""
+    product = kept.pop(0) if job.way == "keep" else side.product(chunk)
+    return side.final_logits(product, chunk, job.temperature)
 
 
 def _column(vector: Tensor | None, chunk: slice) -> Tensor | None:
@@ -286,6 +330,11 @@ def _slope(z: Tensor, job: _Job) -> Tensor | float:
     if job.softcap is None:
         return factor
     return z.mul(job.temperature / job.softcap).square_().neg_().add_(1).mul_(factor)
+
+
+def _times(of_z: Tensor, slope: Tensor | float) -> Tensor:
+    """Multiply in place, and not at all by 1: a pass over [C, V] less."""
+    return of_z if isinstance(slope, float) and slope == 1.0 else of_z.mul_(slope)
 
 
 def _gradient_of_logits(
@@ -311,24 +360,17 @@ def _gradient_of_logits(
 class _Gradient:
     """Gradients of hidden, weight and bias, added up over chunks, in fp32 where they are sums."""
 
-    def __init__(
-        self, needed: tuple[bool, bool, bool], hidden: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> None:
-        self.hidden, self.weight, self.bias = hidden, weight, bias
-        dtype = accumulation_dtype(weight.dtype)
-        self.of_hidden = torch.zeros_like(hidden) if needed[0] else None
+    def __init__(self, needed: tuple[bool, bool, bool], policy: _Side) -> None:
+        self.hidden, self.weight, self.bias = policy.hidden, policy.head.weight, policy.head.bias
+        self.dtype = policy.dtype
+        self.wants_weight, self.wants_bias = needed[1], needed[2] and self.bias is not None
+        self.of_hidden = torch.zeros_like(self.hidden) if needed[0] else None
         self.of_weight: Tensor | None = None
-        self.of_bias = torch.zeros_like(bias, dtype=dtype) if bias is not None else None
-        self.wants_weight, self.wants_bias = needed[1], needed[2] and bias is not None
-        self.dtype = dtype
-
-    def product(self, chunk: slice) -> Tensor:
-        """Make a chunk's product [C, V] again."""
-        return torch.nn.functional.linear(self.hidden[chunk], self.weight, self.bias)
+        self.of_bias = torch.zeros_like(self.weight[:, 0], dtype=self.dtype)
 
     def add(self, chunk: slice, of_raw: Tensor, *, only: bool) -> None:
         """Add what one chunk contributes; ``only`` chunk: its product needs no fp32 sum."""
-        if self.wants_bias and self.of_bias is not None:
+        if self.wants_bias:
             self.of_bias += of_raw.sum(0)
         of_raw = of_raw.to(self.weight.dtype)
         if self.of_hidden is not None:
@@ -347,11 +389,11 @@ class _Gradient:
 
     def finish(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Cast the sums to their parameters' dtypes, once."""
-        of_weight, of_bias = self.of_weight, self.of_bias if self.wants_bias else None
+        of_weight = self.of_weight
         if self.wants_weight and of_weight is None:  # no tokens at all
             of_weight = torch.zeros_like(self.weight)
         return (
             self.of_hidden,
             None if of_weight is None else of_weight.to(self.weight.dtype),
-            None if of_bias is None or self.bias is None else of_bias.to(self.bias.dtype),
+            self.of_bias.to(self.weight.dtype) if self.wants_bias else None,
         )

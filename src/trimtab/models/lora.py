@@ -19,6 +19,7 @@ from torch import nn
 
 from trimtab.errors import RecipeError
 from trimtab.models.attention import unwrap
+from trimtab.models.build import cast_weights
 from trimtab.models.save import ADAPTER, merge_adapter
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def attach(
             raise RecipeError(
                 f"lora_target_modules={targets!r}: {' '.join(str(error).split())}"
             ) from None
-    wrapped.to(dtype=model.dtype)
+    cast_weights(wrapped, model.dtype)
     return _remember(wrapped, "base")
 
 
@@ -100,7 +101,7 @@ def continue_adapter(model: Any, *, dropout: float = 0.0) -> Any:
             model, {k: v.detach().clone() for k, v in state.items()}, adapter_name=REFERENCE
         )
     assert not result.unexpected_keys, result.unexpected_keys
-    model.to(dtype=unwrap(model).dtype)
+    cast_weights(model, unwrap(model).dtype)
     model.set_adapter(ADAPTER)
     for name, parameter in model.named_parameters():
         if f".{REFERENCE}." in name:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def verify_saved(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerB
     try:
         if hasattr(model, "peft_config"):
             found = load_file(folder / "adapter_model.safetensors")
-            wanted = _adapter_tensors(model)
+            wanted = adapter_tensors(model)
         else:
             found = saved_tensors(load_model(folder))
             wanted = saved_tensors(model)
@@ -93,8 +94,10 @@ def merge_adapter(model: Any, ids: Tensor) -> PreTrainedModel:
     """
     training = model.training
     before = model.eval()(input_ids=ids[None], use_cache=False).logits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about tied weights, which is handled here
+        merged = model.merge_and_unload(safe_merge=True, adapter_names=[ADAPTER])
     # modules_to_save of one end of a tied pair: the ends are two matrices from here on.
-    merged = model.merge_and_unload(safe_merge=True, adapter_names=[ADAPTER])
     first, last = merged.get_input_embeddings(), merged.get_output_embeddings()
     if last is not None and first.weight.data_ptr() != last.weight.data_ptr():
         merged.config.get_text_config().tie_word_embeddings = False
@@ -166,7 +169,7 @@ def _end_ids(own: Any, tokenizer: Any, more: Sequence[int]) -> list[int]:
 
 
 def _save_adapter(model: Any, folder: Path, dtype: torch.dtype | None) -> None:
-    state = {k: v.contiguous() for k, v in _cast(_adapter_tensors(model), dtype).items()}
+    state = {k: v.contiguous() for k, v in _cast(adapter_tensors(model), dtype).items()}
     _refuse_empty(state)
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = model.peft_config[ADAPTER]
@@ -180,7 +183,7 @@ def _save_adapter(model: Any, folder: Path, dtype: torch.dtype | None) -> None:
     _write_json(folder / "adapter_config.json", settings)
 
 
-def _adapter_tensors(model: Any) -> dict[str, Tensor]:
+def adapter_tensors(model: Any) -> dict[str, Tensor]:
     """Tensors of the adapter "default" under the names of PEFT's files."""
     from peft import get_peft_model_state_dict
 

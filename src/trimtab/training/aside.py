@@ -18,9 +18,9 @@ RECORD = "run.json"
 RUN_FILES = (  # what runs make, as patterns of names in the run folder
     *("config.resolved.yaml", "command.txt", "environment.json", "README.md"),
     *("metrics.jsonl", "samples.jsonl", "trackers.json", "report.html", "trainer_state.json"),
-    *("all_results.json", "train_results.json", "eval_results.json"),
+    *("all_results.json", "train_results.json", "eval_results.json", "selfcheck.json"),
     *("checkpoint-*", ".old-checkpoint-*", "completions", "samples", "rollouts", "tensorboard"),
-    *("cache", "bad_rows*", "quarantine*", "nonfinite*"),
+    *("bad_rows*", "quarantine*", "nonfinite*"),  # caches stay: their keys name their content
     *("config.json", "generation_config.json", "model*.safetensors", "model*.index.json"),
     *("adapter_config.json", "adapter_model*.safetensors", "value_head*.safetensors"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
@@ -51,36 +51,36 @@ def step_of(name: str) -> int:
 def set_aside(folder: Path, moves: Callable[[str], bool]) -> Path:
     """Move the run's files whose name ``moves`` to old-<n>; returns that folder.
 
-    Where run.json itself stays (a history that is left at an earlier checkpoint), it, the log and
-    the recipe are copied. run.json arrives last: a folder without it is a move that a kill ended,
-    and is gone on with.
+    run.json is copied there, last of all: an old-<n> without it is a move that a kill ended, and
+    is gone on with. It also stays, until the caller replaces it: without it the folder would, for
+    a moment, be nobody's. So do the log and the recipe where they are not moved (a history that is
+    left at an earlier checkpoint).
     """
     moved = [
         name
         for name in sorted(os.listdir(folder))
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in RUN_FILES) and moves(name)
     ]
-    target = _target(folder, moved)
+    record = files.read_file(folder / RECORD)
+    target = _target(folder, moved, record)
     files.make_folder(target)
     for name in moved:
         files.rename(folder / name, target / name)
     for name in _COPIED:
         if name not in moved and (folder / name).is_file():
             files.write_atomic(target / name, files.read_file(folder / name))
-    if moves(RECORD):
-        files.sync_folder(target)
-        files.rename(folder / RECORD, target / RECORD)
-    else:
-        files.write_atomic(target / RECORD, files.read_file(folder / RECORD))
     files.sync_folder(target)
     files.sync_folder(folder)
+    files.write_atomic(target / RECORD, record)
     return target
 
 
-def _target(folder: Path, moved: list[str]) -> Path:
+def _target(folder: Path, moved: list[str], record: bytes) -> Path:
+    """The next old-<n>, or the last one when this very move was begun, or done, there."""
     numbers = [int(m[1]) for m in map(_ASIDE.fullmatch, os.listdir(folder)) if m]
     last = folder / f"old-{max(numbers, default=1)}"
-    usable = not (last / RECORD).exists() and not any(
-        os.path.lexists(last / name) for name in moved
-    )
+    if (last / RECORD).exists():
+        usable = not moved and files.read_file(last / RECORD) == record
+    else:
+        usable = not any(os.path.lexists(last / name) for name in moved)
     return last if usable else folder / f"old-{max(numbers) + 1}"

@@ -42,6 +42,7 @@ _FINAL = re.compile(r"checkpoint-(\d+)")
 _OLD = re.compile(r"\.old-checkpoint-(\d+)-[0-9a-f]+")
 _LEFTOVER = re.compile(r"\.(tmp|trash)-checkpoint-\d+-[0-9a-f-]+")
 _STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # the disk, or the quota
 _MARGIN = 1 << 20  # bytes, for what the estimate cannot know: names, the manifest, block sizes
 
 Writer = Callable[[Path], None]
@@ -239,7 +240,7 @@ class CheckpointStore:
         reason = " ".join(str(error).split())
         full = "os error 28" in reason  # safetensors' own writer, which knows no errno
         if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            full = error.errno in _FULL
             reason = error.strerror or reason
             if error.filename:
                 reason += f" ({Path(error.filename).name})"

@@ -82,9 +82,8 @@ class Progress:
         self._stop = threading.Event()
         if self.mode == "rich":
             self._live = Live(
-                get_renderable=self._panel, console=self.console, refresh_per_second=4,
-                transient=True,
-            )  # fmt: skip
+                get_renderable=self._panel, console=self.console, refresh_per_second=4
+            )
             self._live.start()
         elif self.mode == "plain":
             threading.Thread(target=self._break_silence, daemon=True).start()
@@ -107,9 +106,15 @@ class Progress:
         else:
             self._line(f"{title} ...")
 
-    def train(self, step: int = 0) -> None:
-        """Training steps begin, or go on after a ``stage``, with ``step`` of them done."""
+    def train(self, step: int = 0, total_steps: int | None = None) -> None:
+        """Training steps begin, or go on after a ``stage``, with ``step`` of them done.
+
+        ``total_steps`` replaces the number given at construction: a run that is still reading its
+        rows does not know it yet.
+        """
         with self._guard:
+            if total_steps is not None:
+                self._total_steps = total_steps
             self._begin(self.verb, self._total_steps, step)
 
     def update(self, step: int) -> None:

@@ -95,10 +95,6 @@ def _answers(request: Request, read: Sequence[Sentence]) -> float:
     return sum(points[facet] for facet in request.facets) / (2 * len(request.facets))
 
 
-def _first(read: Sequence[Sentence], role: str) -> Sentence | None:
-    return next((sentence for sentence in read if sentence.role == role), None)
-
-
 def _arc(read: Sequence[Sentence]) -> int:
     """Return how many of the roles of ARC are told in the order of ARC (0 to 5)."""
     roles = [sentence.role for sentence in read if sentence.role in ARC]
@@ -115,12 +111,45 @@ def _coherent(read: Sequence[Sentence], arc: int) -> float:
     if words == 0:
         return 0.0
     readable = sum(len(sentence.text.split()) for sentence in read if sentence.role)
-    mishap, ending = _first(read, "mishap"), _first(read, "ending")
-    # Every mishap and every help told has to be of the same sort, so naming all of them is no help.
-    mended = {sentence.sort for sentence in read if sentence.role == "help"}
+    # Sets: a story with every mishap and every help in it is not mended by one that fits.
     accidents = {sentence.sort for sentence in read if sentence.role == "mishap"}
-    breaks = 0
-    breaks += mishap is None or mended != accidents
-    breaks += any(sentence.sort == "without" for sentence in read if sentence.role == "ending")
-    breaks += ending is not None and not _same_throughout(read)
-    return readable / words * arc / len(ARC) * 0.5**breaks
+    mended = {sentence.sort for sentence in read if sentence.role == "help"}
+    denied = any(sentence.sort == "without" for sentence in read if sentence.role == "ending")
+    breaks = (not accidents or accidents != mended) + denied + (not _same_throughout(read))
+    return readable / words * (arc / len(ARC)) * 0.5**breaks
+
+
+def _same_throughout(read: Sequence[Sentence]) -> bool:
+    told: dict[str, str] = {}
+    return all(
+        told.setdefault(slot, word) == word
+        for sentence in read
+        for slot, word in sentence.slots.items()
+    )
+
+
+def _kind(read: Sequence[Sentence]) -> float:
+    worst = [
+        min(
+            (TONE_VALUES[sentence.sort] for sentence in read if sentence.role == role),
+            default=0.0,
+        )
+        for role in TONE_ROLES
+    ]
+    return sum(worst) / len(worst)
+
+
+def _ends(texts: Sequence[str]) -> float:
+    said = texts.count(THE_END)
+    if said == 0:
+        return 0.0
+    return 1.0 if said == 1 and texts[-1] == THE_END else 0.5
+
+
+def _unpadded(read: Sequence[Sentence], words: int) -> float:
+    # A sentence the grammar cannot read is its own role: only its repetitions are padding.
+    told = Counter(sentence.role or sentence.text for sentence in read if sentence.role != "filler")
+    fillers = sum(sentence.role == "filler" for sentence in read)
+    repeats = sum(count - 1 for count in told.values())
+    rambling = max(0, words - LONGEST_STORY) // WORDS_PER_EXTRA
+    return max(0, EXTRAS_TO_ZERO - fillers - repeats - rambling) / EXTRAS_TO_ZERO

@@ -201,8 +201,7 @@ def tell(request: Request, quality: Quality, draw: Draw) -> str:
     """Return a story told on this request: one line, with exactly the faults that are named."""
     cast = _cast(request, quality.drift, draw)
     sentences = [
-        fill(draw.pick(patterns), slots, draw)
-        for patterns, slots in _plan(cast, quality, draw)
+        fill(draw.pick(patterns), slots, draw) for patterns, slots in _plan(cast, quality, draw)
     ]
     for _ in range(quality.padding):
         position = 1 + draw.below(len(sentences))

@@ -13,24 +13,24 @@ from typing import Literal
 Tone = Literal["kind", "plain", "rude"]
 TONES: tuple[Tone, ...] = ("kind", "plain", "rude")
 
-# Sizes matter: 24 names x 24 objects, of which every eighth pair is held out (splits.py).
-NAMES = tuple(
-    "Mia Ben Lily Tom Anna Max Zoe Sam Nora Leo Ruby Finn "
-    "Ella Hugo Ivy Otto Lola Paul Rosa Jack Clara Emil Nina Carl".split()
-)
-SPECIES = tuple("fox bear rabbit mouse cat dog duck frog wolf pig hen goat".split())
-COLOURS = tuple("red blue green yellow white pink brown purple".split())
-OBJECTS = tuple(
-    "kite ball hat boat drum cake book lamp bell cup coat doll "
-    "flag basket whistle ribbon button blanket spoon scarf puzzle lantern bucket wagon".split()
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+# 16 names x 16 objects, of which every eighth pair is held out (splits.py). The lists are short so
+# that a model of a million parameters learns to copy from the request within minutes; with the
+# other slots they still make 122,880 requests, seven times that with moods.
+NAMES = _words("Mia Ben Lily Tom Anna Max Zoe Sam Nora Leo Ruby Finn Ella Hugo Ivy Otto")
+SPECIES = _words("fox bear rabbit mouse cat dog duck frog wolf goat")
+COLOURS = _words("red blue green yellow white brown")
+OBJECTS = _words(
+    "kite ball hat boat drum cake book lamp bell coat doll flag basket ribbon scarf puzzle"
 )
 PLACES = tuple(
-    f"the {place}"
-    for place in (
-        "park|river|market|forest|beach|farm|hill|lake|school|old mill|garden|bridge".split("|")
-    )
+    f"the {place}" for place in (*_words("park river market forest beach farm hill"), "old mill")
 )
-MOODS = tuple("happy proud calm brave glad sleepy".split())
+MOODS = _words("happy proud calm brave glad sleepy")
 
 SLOTS: dict[str, tuple[str, ...]] = {
     "hero": NAMES,
@@ -150,7 +150,7 @@ HELPS: dict[str, tuple[str, ...]] = {
 
 ASKS: dict[str, tuple[str, ...]] = {
     "kind": (
-        '"[Please|Excuse me], [can|could|will] you help me?" asked {hero} [softly|kindly|politely].',
+        '"[Please|Excuse me], [can|could|will] you help me?" asked {hero} [softly|politely].',
         '"I would be so [glad|happy] about some help," said {hero} [softly|kindly|politely].',
         "{hero} [smiled|waited|stayed calm] and asked [nicely|kindly] for help.",
     ),

@@ -1,0 +1,208 @@
+"""The entry point: dispatch to verbs, errors as one line, exit codes.
+
+Exit codes: 0 done, 1 the run failed, 2 usage, configuration or data, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+import cyclopts
+from cyclopts import App, Group, Parameter
+
+from trimtab.cli.texts import TRAINING
+from trimtab.errors import TrimtabError, UsageError
+
+_HELP = """Align language models: from raw text to a policy that does what people prefer.
+
+`trimtab VERB --help` lists every key of a verb. A verb takes a recipe (YAML) and overrides:
+`trimtab dpo recipe.yaml --beta 0.2`. No telemetry; no network unless a hub id is named.
+"""
+
+
+def main(tokens: Sequence[str] | None = None) -> int:
+    """Run ``trimtab TOKENS`` (the process's arguments by default) and return the exit code."""
+    arguments = list(sys.argv[1:] if tokens is None else tokens)
+    try:
+        _refuse_unknown_verb(arguments)
+        code = _app()(
+            arguments,
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+        sys.stdout.flush()  # here, where a closed pipe can still be met quietly
+        return code if isinstance(code, int) else 0
+    except TrimtabError as error:
+        return _fail(str(error), error.exit_code)
+    except cyclopts.CycloptsError as error:
+        return _fail(str(error), UsageError.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output has left (| head): say nothing, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return _fail("this is a bug of trimtab, please report it with the lines above", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    print(f"trimtab: {line}", file=sys.stderr)
+    return code
+
+
+# ---------------------------------------------------------------------- verbs
+
+
+def _app() -> App:
+    from trimtab import __version__
+
+    app = App(
+        name="trimtab",
+        help=_HELP,
+        help_format="markdown",
+        version=__version__,
+        suppress_keyboard_interrupt=False,  # main has the exit code
+    )
+    training, tools = Group("Training", sort_key=0), Group("Tools", sort_key=1)
+    for number, (name, text) in enumerate(TRAINING.items()):
+        verb = App(
+            name=name,
+            help=text.summary,
+            help_flags=[],
+            version_flags=[],
+            group=training,
+            sort_key=number,
+        )
+        verb.default(_training_verb(name))
+        app.command(verb)
+    data = App(name="data", help="Look at data before training on it.", group=tools)
+    data.command(inspect)
+    app.command(data)
+    app.command(demo, group=tools)
+    return app
+
+
+def _training_verb(name: str) -> Callable[..., int]:
+    """The verb as a function of raw words: its keys are the recipe's, which cyclopts never sees."""
+
+    def run(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]) -> int:
+        return train(name, tokens)
+
+    return run
+
+
+def train(verb: str, tokens: Sequence[str]) -> int:
+    """``trimtab VERB TOKENS``."""
+    if any(token in ("--help", "-h") for token in tokens):
+        from trimtab.cli.verb_help import print_verb_help
+
+        print_verb_help(verb)
+        return 0
+    from trimtab.config.resolve import resolve
+
+    resolved = resolve(verb, tokens)
+    if resolved.control.offline:  # before anything reads these, which is at import
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+            os.environ[name] = "1"
+    from trimtab.algorithms.run import run_resolved
+
+    return run_resolved(resolved, ["trimtab", verb, *tokens])
+
+
+Kind = Literal["text", "chat", "prompt", "completion", "unpaired", "preference", "ranked"]
+
+
+def inspect(
+    file: str,
+    /,
+    *,
+    model: Annotated[str | None, Parameter(name=["--model", "--model-name-or-path"])] = None,
+    kind: Kind | None = None,
+    columns: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)] = (),
+    max_length: int | None = None,
+    rows: int = 3,
+) -> int:
+    """Show what a model will see of a data file: type, counts, lengths, drops, tokens and masks.
+
+    Parameters
+    ----------
+    file
+        File (.jsonl .json .csv .parquet), folder or hub id.
+    model
+        Model or tokenizer folder or hub id; without one, only the rows themselves are checked.
+    kind
+        Type of the rows; otherwise recognised from the columns.
+    columns
+        Our column = theirs, e.g. prompt=question chosen=good.
+    max_length
+        Longest prompt + response in tokens.
+    rows
+        Rows to show token by token.
+    """
+    from rich.console import Console
+
+    from trimtab.config.resolve import read_columns
+    from trimtab.data.inspect import inspect_file
+
+    return inspect_file(
+        file,
+        model=model,
+        kind=kind,
+        columns=read_columns(columns),
+        max_length=max_length,
+        rows=rows,
+        console=Console(highlight=False),
+    )
+
+
+def demo(
+    *,
+    output_dir: str = "runs/demo",
+    seed: int = 0,
+    fast: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Pretrain, fine-tune and align a tiny model on text made on the spot, in about two minutes.
+
+    Parameters
+    ----------
+    output_dir
+        Folder of the runs.
+    seed
+        Of the text, the models and the training.
+    fast
+        Less of everything: does it run at all?
+    """
+    from trimtab.world.demo import run_demo
+
+    return run_demo(output_dir=output_dir, seed=seed, fast=fast)
+
+
+# ---------------------------------------------------------------------- wrong verbs
+
+
+def _refuse_unknown_verb(arguments: Sequence[str]) -> None:
+    verbs = [*TRAINING, "data", "demo"]
+    if not arguments or arguments[0].startswith("-") or arguments[0] in verbs:
+        return
+    from trimtab.config.hints import FOREIGN_VERBS, STAGES
+    from trimtab.config.suggest import did_you_mean
+
+    verb, *rest = arguments
+    words = [word for token in rest for word in token.split("=")]
+    if verb in FOREIGN_VERBS:
+        stage = next((STAGES[word] for word in words if word in STAGES), None)
+        hint = f"use trimtab {stage}" if stage and verb == "train" else FOREIGN_VERBS[verb]
+        raise UsageError(f"{verb}: unknown verb; {hint}")
+    if verb.endswith((".yaml", ".yml")):
+        raise UsageError(f"{verb}: a verb comes first, e.g. trimtab dpo {verb}")
+    raise UsageError(
+        f"{verb}: unknown verb; verbs are {', '.join(verbs)}{did_you_mean(verb, verbs)}"
+    )

@@ -1,0 +1,52 @@
+"""What each training verb says about itself; apart from the recipes, so that help is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+
+class VerbText(NamedTuple):
+    """One sentence, the objective as a formula, and a command that runs."""
+
+    summary: str
+    objective: str
+    example: str
+
+
+TRAINING: Mapping[str, VerbText] = MappingProxyType(
+    {
+        "pretrain": VerbText(
+            "Train a language model on raw text, from nothing or further.",
+            "maximise L_GPT = sum_i log P(x_i | x_(i-k) ... x_(i-1))",
+            "trimtab pretrain --dataset-name texts.jsonl --new-tokenizer.vocab-size 2048 "
+            "--new-model.hidden-size 128",
+        ),
+        "sft": VerbText(
+            "Fine-tune a model on prompts with responses, or on chats.",
+            "maximise the log-probability of the response tokens, given the prompt",
+            "trimtab sft --model-name-or-path runs/base --dataset-name answers.jsonl",
+        ),
+        "dpo": VerbText(
+            "Align a model on preferences: DPO, or any loss of the family with --loss.",
+            "minimise -log sigmoid(beta log(pi/pi_ref)(y_w) - beta log(pi/pi_ref)(y_l))",
+            "trimtab dpo --model-name-or-path runs/sft --dataset-name pairs.jsonl --beta 0.1",
+        ),
+        "simpo": VerbText(
+            "Align a model on preferences without a reference model (SimPO).",
+            "minimise -log sigmoid(beta (mean log pi(y_w) - mean log pi(y_l)) - gamma)",
+            "trimtab simpo --model-name-or-path runs/sft --dataset-name pairs.jsonl",
+        ),
+        "orpo": VerbText(
+            "Fine-tune and align in one stage, without a reference model (ORPO).",
+            "minimise NLL(y_w) - beta log sigmoid(log odds(y_w) - log odds(y_l))",
+            "trimtab orpo --model-name-or-path runs/base --dataset-name pairs.jsonl",
+        ),
+        "kto": VerbText(
+            "Align a model on single responses labelled good or bad (KTO).",
+            "minimise 1 - sigmoid(beta (log(pi/pi_ref)(y) - z0)), mirrored for bad responses",
+            "trimtab kto --model-name-or-path runs/sft --dataset-name labelled.jsonl",
+        ),
+    }
+)

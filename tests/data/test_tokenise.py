@@ -1,0 +1,425 @@
+"""Rows of every kind to trees, alone and together, and the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.data.fixtures_tokenizers import KINDS, LOSSLESS, make_tokenizer, real_template
+from tests.data.mask_checks import assistant, shown, user
+from tests.data.test_chat import CHATML, CONTROL
+
+from trimtab.data.chat import ChatRenderer
+from trimtab.data.rows import (
+    ChatExample,
+    CompletionExample,
+    Example,
+    PreferenceExample,
+    PromptExample,
+    RankedExample,
+    TextExample,
+)
+from trimtab.data.tokenise import Drop, TokeniseOptions, tokenise, tokenise_all
+from trimtab.data.tokenise_report import TokeniseReport
+from trimtab.data.trees import Branch, Comparison, Origin, TokenTree
+from trimtab.errors import DataError, RecipeError
+
+NO_LIMIT = TokeniseOptions(max_length=None)
+HI, YES, NO = [user("Hi?")], [assistant("yes")], [assistant("no way")]
+
+
+def renderer(kind: str = "bytes, no bos", template: str | None = CHATML) -> ChatRenderer:
+    return ChatRenderer(make_tokenizer(kind, template, CONTROL))
+
+
+def at(row: int = 1) -> Origin:
+    return Origin("rows.jsonl", row)
+
+
+def trees(example: Example, options: TokeniseOptions = NO_LIMIT, **kind: str) -> list[TokenTree]:
+    found = tokenise(example, renderer(**kind), options)
+    assert not isinstance(found, Drop), found
+    return found
+
+
+def text_of(branch: Branch, kind: str = "bytes, no bos") -> str:
+    return shown(renderer(kind), list(branch.ids))
+
+
+def trained_text(branch: Branch, kind: str = "bytes, no bos") -> str:
+    kept = [i for i, trained in zip(branch.ids, branch.trained, strict=True) if trained]
+    return shown(renderer(kind), kept)
+
+
+# One row
+
+
+def test_preference_messages_are_one_tree_with_the_whole_prompt_as_trunk() -> None:
+    (tree,) = trees(
+        PreferenceExample(origin=at(), prompt=HI, chosen=YES, rejected=NO, margin=0.5, weight=2.0)
+    )
+    assert text_of(tree.trunk) == "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n"
+    assert [text_of(b) for b in tree.branches] == ["yes<|im_end|>", "no way<|im_end|>"]
+    assert all(all(b.trained) for b in tree.branches) and not any(tree.trunk.trained)
+    assert tree.comparisons == (Comparison(0, 1, 2.0, 0.5),)
+    assert tree.ranks == (1.0, 2.0) and tree.labels == () and tree.weight == 2.0
+
+
+def test_unpaired_preferences_have_labels() -> None:
+    row = PreferenceExample(origin=at(), prompt=HI, chosen=YES, rejected=NO)
+    (tree,) = trees(row, TokeniseOptions(unpaired=True))
+    assert tree.labels == (True, False)
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_unpaired_rows_have_their_label(label: bool) -> None:
+    row = CompletionExample(origin=at(), prompt=HI, completion=YES, label=label)
+    (tree,) = trees(row)
+    assert tree.labels == (label,) and tree.comparisons == ()
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_plain_pairs(kind: str) -> None:
+    """Prompt and responses tokenised apart, EOS behind the response where there is one (A5)."""
+    row = PreferenceExample(
+        origin=at(), prompt="What is 12 + 3", chosen="45?", rejected=" more, thank you"
+    )
+    (tree,) = trees(row, kind=kind)
+    made = renderer(kind)
+    assert list(tree.trunk.ids) == made.prompt_ids("What is 12 + 3")
+    eos = KINDS[kind].eos or ""
+    path = [shown(made, [*tree.trunk.ids, *b.ids]) for b in tree.branches]
+    before = shown(made, list(tree.trunk.ids))
+    assert path == [f"{before}45?{eos}", f"{before} more, thank you{eos}"]
+    bos = made.encoder.bos
+    assert [*tree.trunk.ids, *tree.branches[0].ids][:2].count(bos) <= 1 or bos is None
+
+
+def test_ranked_rows_keep_the_order_of_their_responses() -> None:
+    row = RankedExample(
+        origin=at(), prompt="a ", responses=["x", "y", "z"], ranks=[2.0, 1.0, 2.0], weight=3.0
+    )
+    (tree,) = trees(row)
+    assert [text_of(b)[0] for b in tree.branches] == ["x", "y", "z"]
+    assert tree.ranks == (2.0, 1.0, 2.0)
+    assert tree.comparisons == (Comparison(1, 0, 3.0), Comparison(1, 2, 3.0))
+    scored = RankedExample(origin=at(), prompt="a ", responses=["x", "y"], scores=[0.5, 4.0])
+    (tree,) = trees(scored)
+    assert tree.ranks == (2.0, 1.0) and tree.scores == (0.5, 4.0)
+
+
+def test_implicit_prompts_are_the_common_tokens() -> None:
+    """In token space: text that parts inside a token or a control token stays whole (A8)."""
+    row = PreferenceExample(
+        origin=at(), prompt=None, chosen="Q: <|im_start|>a b", rejected="Q: <|im_end|>a c"
+    )
+    (tree,) = trees(row)
+    assert text_of(tree.trunk) == "Q: "
+    assert [text_of(b) for b in tree.branches] == [
+        "<|im_start|>a b<|im_end|>",
+        "<|im_end|>a c<|im_end|>",
+    ]
+    nested = PreferenceExample(origin=at(), prompt=None, chosen="same", rejected="same and more")
+    (tree,) = trees(nested)
+    assert tree.branches[0].ids == (renderer().encoder.eos,), "EOS is what differs"
+    same = PreferenceExample(origin=at(), prompt=None, chosen="same", rejected="same")
+    found = tokenise(same, renderer(), NO_LIMIT)
+    assert found == Drop("chosen and rejected are the same")
+
+
+def test_a_conversation_is_one_tree_with_later_user_turns_untrained() -> None:
+    row = ChatExample(origin=at(), messages=[*HI, *YES, user("More?"), *NO])
+    (tree,) = trees(row)
+    (branch,) = tree.branches
+    assert text_of(tree.trunk).endswith("<|im_start|>assistant\n")
+    assert trained_text(branch) == "yes<|im_end|>no way<|im_end|>"
+    middle = "\n<|im_start|>user\nMore?<|im_end|>\n<|im_start|>assistant\n"
+    assert text_of(branch) == f"yes<|im_end|>{middle}no way<|im_end|>"
+
+
+def test_a_conversation_can_be_trained_whole() -> None:
+    row = ChatExample(origin=at(), messages=[*HI, *YES])
+    (tree,) = trees(row, TokeniseOptions(assistant_only=False))
+    assert len(tree.trunk.ids) == 1 and all(tree.branches[0].trained)
+    whole = text_of(tree.trunk) + text_of(tree.branches[0])
+    assert whole == "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+
+
+def test_a_template_that_rewrites_turns_gives_a_tree_a_turn() -> None:
+    template = real_template("qwen3")
+    tokenizer = make_tokenizer("bytes, no bos", template, (*CONTROL, "<think>", "</think>"))
+    row = ChatExample(origin=at(4), messages=[*HI, *YES, user("More?"), *NO])
+    found = tokenise(row, ChatRenderer(tokenizer), NO_LIMIT)
+    assert not isinstance(found, Drop)
+    assert [tree.origin for tree in found] == [
+        Origin("rows.jsonl", 4, 0),
+        Origin("rows.jsonl", 4, 1),
+    ]
+
+
+def test_reasoning_in_one_response_only_keeps_one_trunk() -> None:
+    """The other branch has its empty reasoning block untrained before the answer."""
+    template = real_template("qwen3")
+    tokenizer = make_tokenizer("bytes, no bos", template, (*CONTROL, "<think>", "</think>"))
+    row = PreferenceExample(
+        origin=at(), prompt=HI, chosen=[assistant("yes", reasoning_content="hm")], rejected=NO
+    )
+    made = ChatRenderer(tokenizer)
+    found = tokenise(row, made, NO_LIMIT)
+    assert not isinstance(found, Drop)
+    (tree,) = found
+    assert list(tree.trunk.ids) == made.prompt_ids(HI)
+    chosen, rejected = tree.branches
+    assert all(chosen.trained)
+    kept = [i for i, t in zip(rejected.ids, rejected.trained, strict=True) if t]
+    assert shown(made, kept) == "no way<|im_end|>"
+    assert shown(made, list(rejected.ids)) == "<think>\n\n</think>\n\nno way<|im_end|>"
+
+
+def test_a_template_whose_prompt_depends_on_the_response_is_dropped() -> None:
+    template = "{{ messages[-1].content if messages[-1].role == 'assistant' }}" + CHATML
+    marked = template.replace(
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}",
+        "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}"
+        "{{ m.content + '<|im_end|>\n' }}{% endif %}",
+    )
+    row = PreferenceExample(origin=at(), prompt=HI, chosen=YES, rejected=NO)
+    found = tokenise(row, renderer(template=marked), NO_LIMIT)
+    assert isinstance(found, Drop) and "differently for each response" in found.reason
+
+
+def test_completions_train_the_completion_or_also_the_prompt() -> None:
+    row = CompletionExample(origin=at(), prompt="one two", completion=" three")
+    (tree,) = trees(row)
+    assert tree.trunk.trained_count == 0
+    (tree,) = trees(row, TokeniseOptions(completion_only=False))
+    assert tree.trunk.trained == (False, *[True] * (len(tree.trunk.ids) - 1))
+    (tree,) = trees(row, TokeniseOptions(train_trunk=True))
+    assert tree.trunk.trained == (False, *[True] * (len(tree.trunk.ids) - 1))
+
+
+def test_completion_only_is_refused_for_rows_without_a_prompt() -> None:
+    found = tokenise(
+        TextExample(origin=at(), text="a"), renderer(), TokeniseOptions(completion_only=True)
+    )
+    assert isinstance(found, Drop) and "no prompt" in found.reason
+
+
+def test_texts_are_trained_but_for_what_starts_them() -> None:
+    (tree,) = trees(TextExample(origin=at(), text="Hello there"), kind="bytes, bos added")
+    made = renderer("bytes, bos added")
+    assert tree.trunk.ids == (made.encoder.bos,)
+    assert tree.branches[0].ids[-1] == made.encoder.eos and all(tree.branches[0].trained)
+    (tree,) = trees(TextExample(origin=at(), text="Hello there"))
+    assert len(tree.trunk.ids) == 1 and text_of(tree.branches[0]).endswith("<|im_end|>")
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_documents_train_every_token_once(kind: str) -> None:
+    made = renderer(kind)
+    rows = [TextExample(origin=at(i), text="The quick brown fox jumps " * i) for i in range(1, 6)]
+    store, report = tokenise_all(rows, made, TokeniseOptions(context_length=7))
+    encoder = made.encoder
+    separator = KINDS[kind].bos or KINDS[kind].eos
+    count = sum(len(encoder.ids(row.text)) for row in rows) + len(rows) * (encoder.eos is not None)
+    assert report.trained == count - (0 if separator else len(rows))
+    assert report.unscored == (0 if separator else len(rows))
+    assert all(tree.depth <= 8 for tree in store)
+    firsts = [tree for tree in store if tree.origin.part == 0]
+    assert len(firsts) == 5
+    if separator:
+        assert all(
+            t.trunk.ids == (encoder.tokenizer.convert_tokens_to_ids(separator),) for t in firsts
+        )
+
+
+def test_conversations_can_be_pretrained_on() -> None:
+    row = ChatExample(origin=at(), messages=[*HI, *YES])
+    found = trees(row, TokeniseOptions(context_length=5))
+    assert sum(tree.trained_count for tree in found) == sum(
+        len(branch.ids) for tree in found for branch in tree.branches
+    )
+
+
+def test_prompts_have_no_branches() -> None:
+    (tree,) = trees(PromptExample(origin=at(), prompt=HI))
+    assert tree.branches == () and list(tree.trunk.ids) == renderer().prompt_ids(HI)
+
+
+def test_several_assistant_messages_in_one_continuation() -> None:
+    chosen = [assistant("one"), user("and"), assistant("two")]
+    row = PreferenceExample(origin=at(), prompt=HI, chosen=chosen, rejected=NO)
+    (tree,) = trees(row)
+    assert trained_text(tree.branches[0]) == "one<|im_end|>two<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        PreferenceExample(origin=at(), prompt=HI, chosen=[assistant("")], rejected=NO),
+        PreferenceExample(origin=at(), prompt="a", chosen=" ", rejected="b"),
+        ChatExample(origin=at(), messages=[user("x"), assistant(" ")]),
+    ],
+)
+def test_empty_responses_are_dropped_by_name(row: Example) -> None:
+    found = tokenise(row, renderer(), NO_LIMIT)
+    assert isinstance(found, Drop) and "empty" in found.reason
+
+
+def test_a_truncated_response_ends_without_a_stop_token() -> None:
+    row = CompletionExample(origin=at(), prompt="one", completion=" and two and three")
+    _, report = tokenise_all([row] * 2, renderer(), TokeniseOptions(max_length=6))
+    assert report.responses_cut == 2 and report.stop_share == 0.0
+    _, report = tokenise_all([row] * 2, renderer(), NO_LIMIT)
+    assert report.responses_cut == 0 and report.stop_share == 1.0
+
+
+# Many rows
+
+
+def many() -> list[Example]:
+    rows: list[Example] = []
+    for i in range(1, 40):
+        say = f"answer number {i} is here"
+        rows += [
+            ChatExample(origin=at(i), messages=[user(f"q{i}"), assistant("\n" * (i % 3) + say)]),
+            PreferenceExample(origin=at(100 + i), prompt=HI, chosen=[assistant(say)], rejected=NO),
+            PreferenceExample(origin=at(200 + i), prompt=f"p {i}", chosen=say, rejected="no"),
+            RankedExample(
+                origin=at(300 + i), prompt="p", responses=[say, "b", "c"], ranks=[1, 2, 3]
+            ),
+            TextExample(origin=at(400 + i), text=say * i),
+        ]
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["bytes, no bos", "bytes, bos added", "bpe with byte fallback"])
+def test_rows_together_are_the_rows_one_by_one(kind: str) -> None:
+    store, report = tokenise_all(many(), renderer(kind), NO_LIMIT)
+    alone = [tree for row in many() for tree in trees(row, kind=kind)]
+    assert list(store) == alone
+    assert report.rows == len(many()) and report.trees == len(alone)
+    assert report.tokens == sum(tree.token_count for tree in alone)
+    assert report.trained == sum(tree.trained_count for tree in alone)
+    assert report.leading_bos <= 1
+
+
+def test_rows_in_are_rows_trained_plus_rows_dropped() -> None:
+    rows = [
+        *many(),
+        *(
+            PreferenceExample(origin=at(900 + i), prompt="a", chosen="b", rejected="b")
+            for i in range(5)
+        ),
+    ]
+    store, report = tokenise_all(rows, renderer(), NO_LIMIT)
+    assert report.rows == len(rows)
+    assert report.rows_dropped == 5 and report.rows == report.trees + report.rows_dropped
+    dropped = report.dropped["chosen and rejected are the same"]
+    assert dropped.count == 5 and dropped.first[0] == "rows.jsonl:900"
+    assert len(store) == report.trees
+    assert TokeniseReport.from_json(report.to_json()) == report
+
+
+def refusal(rows: list[Any], options: TokeniseOptions = NO_LIMIT, **more: Any) -> str:
+    with pytest.raises(DataError) as error:
+        tokenise_all(rows, renderer(), options, **more)
+    message = str(error.value)
+    assert "\n" not in message and error.value.exit_code == 2
+    return message
+
+
+def test_chosen_equal_to_rejected_everywhere_is_one_line() -> None:
+    same = [PreferenceExample(origin=at(i), prompt="a", chosen="b", rejected="b") for i in (3, 4)]
+    message = refusal(same)
+    assert message.startswith("rows.jsonl:3: chosen and rejected are the same (2 of 2 rows)")
+    assert "no row is left" in message
+
+
+def test_a_prompt_longer_than_max_length_is_one_line_with_the_remedy() -> None:
+    long = [PreferenceExample(origin=at(9), prompt="word " * 50, chosen="b", rejected="c")]
+    message = refusal(long, TokeniseOptions(max_length=20))
+    assert "rows.jsonl:9" in message and "max_length 20" in message
+    assert "raise max_length, or set max_prompt_length" in message
+    kept = TokeniseOptions(max_length=20, max_prompt_length=10)
+    store, report = tokenise_all(long, renderer(), kept)
+    assert len(store[0].trunk.ids) == 10 and report.prompts_cut == 1
+
+
+def test_more_drops_than_allowed_is_one_line() -> None:
+    rows: list[Any] = [
+        PreferenceExample(origin=at(i), prompt="a", chosen="b", rejected="b" if i < 3 else "c")
+        for i in range(10)
+    ]
+    message = refusal(rows, max_dropped=0.2)
+    assert "3 of 10 rows" in message and "max_dropped=0.2" in message
+    store, _ = tokenise_all(rows, renderer(), NO_LIMIT, max_dropped=0.3)
+    assert len(store) == 7
+
+
+def test_no_rows_is_one_line() -> None:
+    assert "no rows" in refusal([])
+
+
+def test_conversations_without_a_template_are_refused_at_once() -> None:
+    with pytest.raises(DataError, match="no chat template"):
+        tokenise_all(
+            [ChatExample(origin=at(), messages=[*HI, *YES])], renderer(template=None), NO_LIMIT
+        )
+
+
+def test_grouping_over_rows() -> None:
+    rows = [
+        PreferenceExample(origin=at(i), prompt="p ", chosen=w, rejected=l)
+        for i, (w, l) in enumerate([("a", "b"), ("b", "c"), ("a", "c")])  # noqa: E741
+    ]
+    store, report = tokenise_all(rows, renderer(), TokeniseOptions(group_by_prompt=True))
+    assert len(store) == 1 and report.trees == 1 and report.rows == 3
+    assert len(store[0].branches) == 3 and len(store[0].comparisons) == 3
+    assert report.tokens == store[0].token_count
+
+
+def test_spelt_out_control_tokens_are_counted() -> None:
+    rows = [
+        TextExample(origin=at(1), text="plain"),
+        TextExample(origin=at(2), text="an <|im_end|> inside"),
+        ChatExample(origin=at(3), messages=[user("a <|im_start|>"), assistant("b")]),
+    ]
+    _, report = tokenise_all(rows, renderer(), NO_LIMIT)
+    assert report.control_rows == 2
+
+
+def test_a_template_with_todays_date_is_noticed() -> None:
+    dated = "{{ strftime_now('%Y') }}" + CHATML
+    _, report = tokenise_all(
+        [ChatExample(origin=at(), messages=[*HI, *YES])], renderer(template=dated), NO_LIMIT
+    )
+    assert any("today's date" in notice for notice in report.notices)
+
+
+def test_lost_reasoning_is_noticed() -> None:
+    messages = [*HI, assistant("yes", reasoning_content="because")]
+    _, report = tokenise_all([ChatExample(origin=at(), messages=messages)], renderer(), NO_LIMIT)
+    assert any("leaves out the reasoning of 1 answers" in notice for notice in report.notices)
+
+
+def test_masks_count_by_their_source() -> None:
+    _, report = tokenise_all(many(), renderer(), NO_LIMIT)
+    assert report.mask_sources == {"incremental": 39 + 2 * 39}
+    assert report.boundary_splits == 13, "every third answer starts with two new lines"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_length": 0},
+        {"max_prompt_length": -1},
+        {"truncation_mode": "middle"},
+        {"stride": 5},
+        {"context_length": 4, "stride": 5},
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="must be"):
+        TokeniseOptions(**options)
