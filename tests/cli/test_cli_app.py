@@ -90,17 +90,19 @@ def test_inspect(monkeypatch: pytest.MonkeyPatch) -> None:
     module(monkeypatch, "trimtab.data.inspect", inspect_file=inspect_file)
     tokens = ["x.jsonl", "--model", "m", "--columns", "prompt=q", "chosen=good", "--rows", "5"]
     assert main(["data", "inspect", *tokens, "--kind", "preference"]) == 0
-    del seen["console"]
     assert seen == {
         "path": "x.jsonl",
         "model": "m",
         "kind": "preference",
         "columns": {"prompt": "q", "chosen": "good"},
-        "max_length": None,
+        "max_length": 1024,
         "rows": 5,
+        "as_json": False,
     }
     assert main(["data", "inspect", "x.jsonl", "--columns", "prompt=q,chosen=good"]) == 0
     assert seen["columns"] == {"prompt": "q", "chosen": "good"}
+    assert main(["data", "inspect", "x.jsonl", "--json", "--max-length", "5"]) == 0
+    assert (seen["as_json"], seen["max_length"], seen["columns"]) == (True, 5, {})
 
 
 def test_demo(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,11 +142,14 @@ class _Builder:
         return source
 
     def _generation_config(self) -> Any:
-        if self.source is None or not (self.source.folder / "generation_config.json").is_file():
+        if self.source is None:
+            return None
+        folder = load.base_of(self.source).folder
+        if not (folder / "generation_config.json").is_file():
             return None
         from transformers import GenerationConfig
 
-        return GenerationConfig.from_pretrained(self.source.folder)
+        return GenerationConfig.from_pretrained(folder)
 
     def _tokenizer(self) -> Any:
         recipe = self.recipe
@@ -314,7 +317,7 @@ class _Builder:
     def _width(self) -> int:
         if self.source is None:
             return self.recipe.new_model.hidden_size
-        config = read_json(self.source.folder / "config.json")
+        config = read_json(load.base_of(self.source).folder / "config.json")
         found = config.get("hidden_size") or config.get("n_embd")
         return int(found or config.get("text_config", {}).get("hidden_size", 1024))
 

@@ -127,8 +127,9 @@ def inspect(
     model: Annotated[str | None, Parameter(name=["--model", "--model-name-or-path"])] = None,
     kind: Kind | None = None,
     columns: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)] = (),
-    max_length: int | None = None,
+    max_length: int = 1024,
     rows: int = 3,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> int:
     """Show what a model will see of a data file: type, counts, lengths, drops, tokens and masks.
 
@@ -143,12 +144,12 @@ def inspect(
     columns
         Our column = theirs, e.g. prompt=question chosen=good.
     max_length
-        Longest prompt + response in tokens.
+        Longest prompt + response in tokens, as in a recipe.
     rows
         Rows to show token by token.
+    as_json
+        Print one JSON object instead.
     """
-    from rich.console import Console
-
     from trimtab.config.resolve import read_columns
     from trimtab.data.inspect import inspect_file
 
@@ -159,7 +160,7 @@ def inspect(
         columns=read_columns(columns),
         max_length=max_length,
         rows=rows,
-        console=Console(highlight=False),
+        as_json=as_json,
     )
 
 

@@ -23,7 +23,8 @@ RowKind = Literal["text", "chat", "prompt", "completion", "unpaired", "preferenc
 class Keys(BaseModel):
     """Base of everything in a recipe: unknown keys are refused, nothing changes after reading."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Validators are built at the first use: --help reads fields and validates nothing.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class DatasetSpec(Keys):

@@ -63,6 +63,12 @@ class Resolved:
     control: Control = Control()
     notes: tuple[str, ...] = ()
 
+    @property
+    def output_dir(self) -> str:
+        """Folder of the run; ``resolve`` fills it in where the recipe has none."""
+        assert self.recipe.output_dir is not None
+        return self.recipe.output_dir
+
 
 def to_yaml(resolved: Resolved) -> str:
     """The whole recipe as YAML, each value with a comment that says where it came from.

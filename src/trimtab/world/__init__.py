@@ -6,7 +6,8 @@
     annotators  Bradley-Terry and Plackett-Luce preferences over the gold reward
     corpus      rows for every stage, training and held out
 
-Standard library only. ``python -m trimtab.world`` prints the figures of docs/world.md.
+Standard library only. ``python -m trimtab.world`` prints the figures of docs/world.md;
+``python -m trimtab.world --write FOLDER`` writes the rows as JSONL files.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from trimtab.world.corpus import (
     sft_rows,
     train_requests,
     write_jsonl,
+    write_world,
 )
 from trimtab.world.gold import CEILING, FLOOR, WEIGHTS, GoldScore, gold_reward
 from trimtab.world.grammar import (
@@ -61,4 +63,5 @@ __all__ = [
     "tell",
     "train_requests",
     "write_jsonl",
+    "write_world",
 ]

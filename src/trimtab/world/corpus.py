@@ -167,6 +167,33 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
+def write_world(
+    folder: str | Path, *, seed: int = 0, rows: int = 4000, eval_rows: int = 500
+) -> dict[str, int]:
+    """Write the files that recipes train on and return the rows of each by its name.
+
+    ``pretrain``, ``sft``, ``preference`` and ``kwise`` have ``rows`` rows of training combinations;
+    the same names with ``_eval`` and ``prompts_eval`` have ``eval_rows`` rows of held-out ones.
+    """
+    held_out: Split = "held_out"
+    held_out_sft = sft_rows(eval_rows, seed, split=held_out)
+    files: dict[str, Sequence[Mapping[str, Any]]] = {
+        "pretrain": [{"text": document} for document in pretrain_documents(rows, seed)],
+        "pretrain_eval": [{"text": row["prompt"] + row["completion"]} for row in held_out_sft],
+        "sft": sft_rows(rows, seed),
+        "sft_eval": held_out_sft,
+        "preference": preference_rows(rows, seed),
+        "preference_eval": preference_rows(eval_rows, seed, split=held_out),
+        "kwise": kwise_rows(rows, seed),
+        "kwise_eval": kwise_rows(eval_rows, seed, split=held_out),
+        "prompts_eval": [{"prompt": prompt} for prompt in held_out_requests(eval_rows, seed)],
+    }
+    return {
+        f"{name}.jsonl": write_jsonl(Path(folder) / f"{name}.jsonl", content)
+        for name, content in files.items()
+    }
+
+
 def _prompt(request: Request, draw: Draw) -> str:
     return request.phrase(draw) + "\n"
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from trimtab.errors import DataError
@@ -96,6 +97,7 @@ class Request:
         return text + " " + fill(draw.pick(MOOD_REQUESTS), {"mood": self.mood}, draw)
 
 
+@lru_cache(maxsize=1 << 14)
 def parse_request(text: str) -> Request:
     """Return the request that ``text`` makes, in any phrasing, white space around it ignored.
 
