@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from tests.tiny_models import VOCABULARY, norms_in_own_dtype, tiny_model
+
 from trimtab.algorithms.language_model import LanguageModelling
 from trimtab.algorithms.policy import Policy
 from trimtab.algorithms.preference import PreferenceOptimisation, References
@@ -138,9 +138,7 @@ def make_stage(kind: str, *, per_step: int, budget: int, steps: int = 1) -> Stag
     loss, _, nll = kind.partition("+")
     count = per_step * steps
     trees = (
-        ranked_trees(count)
-        if loss == "plackett_luce"
-        else pair_trees(count, train_trunk=bool(nll))
+        ranked_trees(count) if loss == "plackett_luce" else pair_trees(count, train_trunk=bool(nll))
     )
     return preference(
         model,

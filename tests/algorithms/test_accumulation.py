@@ -5,8 +5,8 @@ The wrong variant, a mean of micro-batch means, is shown to be rejected by the s
 
 import pytest
 import torch
-
 from tests.algorithms.support import gradients, make_stage
+
 from trimtab.losses import PREFERENCE_LOSSES
 
 KINDS = ["sft", "sft+mix", "orpo+nll", "dpo+nll", *PREFERENCE_LOSSES]
@@ -31,9 +31,7 @@ def test_token_budget_does_not_change_the_gradient(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "orpo+nll"])
-def test_mean_of_micro_batch_means_is_rejected(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mean_of_micro_batch_means_is_rejected(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each micro-batch divided by its own counts, then averaged: the bug of HF#34191."""
     whole = gradients(make_stage(kind, per_step=8, budget=100_000))
     stage = make_stage(kind, per_step=8, budget=60)

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from tests.algorithms.support import (
     metric_value,
     pair_trees,
@@ -14,6 +13,7 @@ from tests.algorithms.support import (
     stream,
     text_trees,
 )
+
 from trimtab.algorithms.language_model import LanguageModelling
 from trimtab.algorithms.preference import mismatched, preferred_targets, ranking_order
 from trimtab.data.batch import pack
@@ -48,9 +48,9 @@ def test_dpo_equals_the_formula() -> None:
     outcome = stage.terms(micro)
     expected, weights, correct = 0.0, 0.0, 0
     for tree in micro.batch.trees:
-        (w, _), (l, _) = by_hand(model.model, tree, 0), by_hand(model.model, tree, 1)
+        (w, _), (x, _) = by_hand(model.model, tree, 0), by_hand(model.model, tree, 1)
         (rw, _), (rl, _) = by_hand(reference.model, tree, 0), by_hand(reference.model, tree, 1)
-        gap = (w - rw) - (l - rl)
+        gap = (w - rw) - (x - rl)
         expected += tree.comparisons[0].weight * softplus(-0.1 * gap)
         weights += tree.comparisons[0].weight
         correct += gap > 0
@@ -66,8 +66,8 @@ def test_simpo_uses_means_and_orpo_adds_the_nll_of_prompt_and_chosen() -> None:
     simpo = preference(model, "simpo", stream(trees, 3, shuffle=False))
     expected = 0.0
     for tree in trees:
-        (w, n), (l, m) = by_hand(model.model, tree, 0), by_hand(model.model, tree, 1)
-        expected += tree.comparisons[0].weight * softplus(-(2.0 * (w / n - l / m) - 1.0))
+        (w, n), (x, m) = by_hand(model.model, tree, 0), by_hand(model.model, tree, 1)
+        expected += tree.comparisons[0].weight * softplus(-(2.0 * (w / n - x / m) - 1.0))
     assert simpo.terms(simpo.micros(0)[0]).terms[0].sum.item() == pytest.approx(expected, rel=1e-7)
 
     orpo = preference(model, "orpo", stream(trees, 3, shuffle=False), nll_weight=1.0)

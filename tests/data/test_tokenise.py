@@ -19,7 +19,8 @@ from trimtab.data.rows import (
     RankedExample,
     TextExample,
 )
-from trimtab.data.tokenise import Drop, TokeniseOptions, tokenise, tokenise_all
+from trimtab.data.store_cache import cache_key
+from trimtab.data.tokenise import Drop, TokeniseOptions, cache_parts, tokenise, tokenise_all
 from trimtab.data.tokenise_report import TokeniseReport
 from trimtab.data.trees import Branch, Comparison, Origin, TokenTree
 from trimtab.errors import DataError, RecipeError
@@ -353,7 +354,7 @@ def test_more_drops_than_allowed_is_one_line() -> None:
         for i in range(10)
     ]
     message = refusal(rows, max_dropped=0.2)
-    assert "3 of 10 rows" in message and "max_dropped=0.2" in message
+    assert "3 of 10 rows" in message and "max_dropped_rows allows 0.2 of the rows" in message
     store, _ = tokenise_all(rows, renderer(), NO_LIMIT, max_dropped=0.3)
     assert len(store) == 7
 
@@ -423,3 +424,24 @@ def test_masks_count_by_their_source() -> None:
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="must be"):
         TokeniseOptions(**options)
+
+
+def test_every_ingredient_is_part_of_the_cache_key() -> None:
+    """Rows, how they are read, tokenizer, template, stop tokens, variables, options (A17)."""
+    base = renderer()
+    stopped = ChatRenderer(base.tokenizer, generation_config={"eos_token_id": [3]})
+    varied = ChatRenderer(base.tokenizer, variables={"enable_thinking": False})
+    parts = [
+        cache_parts(base, NO_LIMIT, "rows", {"columns": None}),
+        cache_parts(base, NO_LIMIT, "other rows", {"columns": None}),
+        cache_parts(base, NO_LIMIT, "rows", {"columns": {"prompt": "q"}}),
+        cache_parts(base, TokeniseOptions(), "rows", {"columns": None}),
+        cache_parts(stopped, NO_LIMIT, "rows", {"columns": None}),
+        cache_parts(varied, NO_LIMIT, "rows", {"columns": None}),
+        cache_parts(renderer(template=CHATML + " "), NO_LIMIT, "rows", {"columns": None}),
+        cache_parts(renderer(kind="bytes, pad = eos"), NO_LIMIT, "rows", {"columns": None}),
+    ]
+    assert len({cache_key(part) for part in parts}) == len(parts)
+    assert cache_key(parts[0]) == cache_key(
+        cache_parts(renderer(), NO_LIMIT, "rows", {"columns": None})
+    )

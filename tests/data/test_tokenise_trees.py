@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from trimtab.data.tokenise_trees import (
     SAME_TRUNCATED,
     Draft,
     Limits,
+    Planted,
     compare_by_rank,
     group_by_prompt,
     plant,
@@ -128,7 +131,12 @@ def test_truncation_property(sizes, most, prompt_most, mode) -> None:
     check_truncation(draft, Limits(most, prompt_most, mode, BOS), sizes)
 
 
-def check_truncation(draft: Draft, limits: Limits, sizes: tuple[int, int, int]) -> None:
+def check_truncation(
+    draft: Draft,
+    limits: Limits,
+    sizes: tuple[int, int, int],
+    plant: Callable[[Draft, Limits], Planted] = plant,
+) -> None:
     p, w, l = sizes  # noqa: E741
     kept_prompt = p if limits.max_prompt_length is None else min(p, limits.max_prompt_length)
     room = 10**9 if limits.max_length is None else limits.max_length - kept_prompt
@@ -148,6 +156,35 @@ def check_truncation(draft: Draft, limits: Limits, sizes: tuple[int, int, int]) 
     if kept_prompt:
         end = limits.truncation_mode == "keep_end"
         assert tree.trunk.ids[-1 if end else 0] == (100 + p - 1 if end else 100)
+
+
+def small_checks(wrong: Callable[[Draft, Limits], Planted]) -> None:
+    for p, w, most, prompt_most in itertools.product((0, 2, 4), (1, 3), (None, 3, 5), (None, 2)):
+        draft = pair(list(range(100, 100 + p)), list(range(200, 200 + w)), [300, 301])
+        for mode in ("keep_end", "keep_start"):
+            check_truncation(draft, Limits(most, prompt_most, mode, BOS), (p, w, 2), wrong)
+
+
+def negative_slice(draft: Draft, limits: Limits) -> Planted:
+    """CPO's in TRL: ids[:max_length - longer prompt] keeps all but the last ones (T#6548)."""
+    room = None if limits.max_length is None else limits.max_length - len(draft.prompt)
+    branches = [(ids[:room], trained[:room]) for ids, trained in draft.branches]
+    return plant(dataclasses.replace(draft, branches=branches), limits._replace(max_length=None))
+
+
+def ignored_mode(draft: Draft, limits: Limits) -> Planted:
+    return plant(draft, limits._replace(truncation_mode="keep_end"))
+
+
+def ignored_prompt_length(draft: Draft, limits: Limits) -> Planted:
+    return plant(draft, limits._replace(max_prompt_length=None))
+
+
+@pytest.mark.parametrize("wrong", [negative_slice, ignored_mode, ignored_prompt_length])
+def test_truncation_checks_reject(wrong: Callable[[Draft, Limits], Planted]) -> None:
+    small_checks(plant)
+    with pytest.raises((AssertionError, RowProblem)):
+        small_checks(wrong)
 
 
 def test_ranks_and_their_comparisons() -> None:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-
 from tests.algorithms.support import Silent, make_stage, policy, settings, stream, text_trees
+
 from trimtab.algorithms.language_model import LanguageModelling
 from trimtab.errors import NumericError
 from trimtab.training.algorithm import Outcome
@@ -33,7 +33,9 @@ def poison(stage, step: int, what: str) -> None:
         if what == "gradient":  # finite value, infinite slope
             parameter = next(stage.model.parameters())
             root = (parameter.sum() * 0).abs().sqrt()
-            return outcome._replace(terms=[outcome.terms[0]._replace(sum=outcome.terms[0].sum + root)])
+            return outcome._replace(
+                terms=[outcome.terms[0]._replace(sum=outcome.terms[0].sum + root)]
+            )
         return outcome._replace(terms=[outcome.terms[0]._replace(sum=outcome.terms[0].sum + bad)])
 
     stage.micros, stage.terms = counted, poisoned
@@ -135,9 +137,7 @@ def test_events_of_a_step_come_in_order() -> None:
             events.append(f"save{step}")
 
     trees = text_trees(8)
-    stage = LanguageModelling(
-        policy(), stream(trees, 4), total_steps=2, held_out=stream(trees, 1)
-    )
+    stage = LanguageModelling(policy(), stream(trees, 4), total_steps=2, held_out=stream(trees, 1))
     chosen = settings(eval_on_start=True, sample_steps=1, save_steps=1, eval_steps=1)
     Loop(stage, chosen, Noting()).run()
     assert events == [

@@ -31,7 +31,9 @@ def test_state_round_trip_is_bit_exact(name: str) -> None:
     optimizer = build_optimizer(dict(net.named_parameters()), name=name, weight_decay=0.1)
     for seed in range(3):
         step(net, optimizer, seed)
-    saved = {k: v.clone() for k, v in optimizer_tensors(optimizer, dict(net.named_parameters())).items()}
+    saved = {
+        k: v.clone() for k, v in optimizer_tensors(optimizer, dict(net.named_parameters())).items()
+    }
     weights = {k: v.clone() for k, v in net.state_dict().items()}
     for seed in range(3, 6):
         step(net, optimizer, seed)

@@ -66,9 +66,7 @@ def finish(
     return results
 
 
-def card(
-    resolved: Resolved, built: Built, command: Sequence[str], results: dict[str, Any]
-) -> Card:
+def card(resolved: Resolved, built: Built, command: Sequence[str], results: dict[str, Any]) -> Card:
     """The model card of a run."""
     recipe: Any = resolved.recipe
     loss = getattr(recipe, "loss", None)

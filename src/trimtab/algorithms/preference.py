@@ -223,9 +223,7 @@ class PreferenceOptimisation(Stage):
             records = []
             for micro in micros:
                 stats = self.stats(micro)
-                records.append(
-                    self.judge(loss, micro, branch_sums(micro.batch, stats.logp), stats)
-                )
+                records.append(self.judge(loss, micro, branch_sums(micro.batch, stats.logp), stats))
         return summarise(records)
 
     # ------------------------------------------------------------------ state

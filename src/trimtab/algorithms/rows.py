@@ -80,7 +80,15 @@ def load_rows(
     reports: list[TokeniseReport] = []
     for index, spec in enumerate(specs):
         # All that decides which examples a source gives, besides its bytes.
-        source = [index, spec.path, spec.columns, spec.fraction, spec.kind, max_rows, sorted(accept)]
+        source = [
+            index,
+            spec.path,
+            spec.columns,
+            spec.fraction,
+            spec.kind,
+            max_rows,
+            sorted(accept),
+        ]
         store, report = _tokenised(loaded, index, source, renderer, options, settings)
         stores.append(store)
         reports.append(report)

@@ -32,7 +32,7 @@ from trimtab.training.algorithm import Micro
 from trimtab.training.checkpoint import CheckpointStore
 from trimtab.training.loop import Loop, LoopSettings, dump_micro
 from trimtab.training.metrics import MetricsLog
-from trimtab.training.progress import Progress
+from trimtab.training.progress import Mode, Progress
 from trimtab.training.run_folder import RunFolder, Start
 from trimtab.training.trackers import RunInfo, Trackers, build_trackers, check_report_to
 
@@ -57,24 +57,27 @@ def train(resolved: Resolved, *, command: Sequence[str]) -> RunResult:
     recipe, control = resolved.recipe, resolved.control
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    mode = "json" if control.json else "quiet" if control.quiet else "auto"
+    mode: Mode = "json" if control.json else "quiet" if control.quiet else "auto"
+    assert recipe.output_dir is not None, "resolving a recipe gives it a folder"
     check_report_to(recipe.report_to)
     if control.dry_run:
         return _dry_run(resolved, mode)
     resolved_yaml = to_yaml(resolved)
-    with RunFolder.open(
-        recipe.output_dir,
-        resolved_yaml=resolved_yaml,
-        command=list(command),
-        recipe_difference=lambda old: difference(old, resolved),
-        restart=control.restart,
-        resume=control.resume,
-    ) as folder:
-        with Progress(0, resolved.verb, mode=mode) as progress:
-            return _train_in(folder, resolved, progress, command)
+    with (
+        RunFolder.open(
+            recipe.output_dir,
+            resolved_yaml=resolved_yaml,
+            command=list(command),
+            recipe_difference=lambda old: difference(old, resolved),
+            restart=control.restart,
+            resume=control.resume,
+        ) as folder,
+        Progress(0, resolved.verb, mode=mode) as progress,
+    ):
+        return _train_in(folder, resolved, progress, command)
 
 
-def _dry_run(resolved: Resolved, mode: str) -> RunResult:
+def _dry_run(resolved: Resolved, mode: Mode) -> RunResult:
     """Everything up to the first step, in a folder that is thrown away."""
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -83,7 +86,7 @@ def _dry_run(resolved: Resolved, mode: str) -> RunResult:
         built = build(resolved, Path(scratch), progress, precision=None)
         _self_check(built, Path(scratch), progress)
         progress.note(f"dry run: {built.stage.total_steps} steps would follow; nothing was written")
-    return RunResult(Path(resolved.recipe.output_dir), {})
+    return RunResult(Path(resolved.recipe.output_dir or "."), {})
 
 
 def _train_in(

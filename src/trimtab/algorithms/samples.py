@@ -82,7 +82,7 @@ class Samples:
 def prompts_of_trees(
     tokenizer: Any, trees: Sequence[TokenTree], opening: int = 0
 ) -> list[SamplePrompt]:
-    """The trunks of trees as prompts; ``opening`` tokens of the text itself where it is a document."""
+    """The trunks of trees as prompts, with ``opening`` tokens of the text itself (documents)."""
     prompts: list[SamplePrompt] = []
     for tree in trees:
         ids = tree.trunk.ids + (tree.branches[0].ids[:opening] if tree.branches else ())

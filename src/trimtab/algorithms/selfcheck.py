@@ -96,9 +96,7 @@ def _model_logits(policy: Policy, batch: TreeBatch, tolerance: float) -> Check:
     )
 
 
-def _layouts(
-    policy: Policy, batch: TreeBatch, fused: Tensor, tolerance: float
-) -> Iterator[Check]:
+def _layouts(policy: Policy, batch: TreeBatch, fused: Tensor, tolerance: float) -> Iterator[Check]:
     if policy.layout == "padded":
         return
     for layout in ("shared", "packed", "padded"):

@@ -1,1 +1,1 @@
-"""Rows of every format, chat templates and masks, token trees, batches of trees, and their order."""
+"""Rows of every format, chat templates and masks, token trees, their batches and their order."""

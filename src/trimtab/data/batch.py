@@ -177,19 +177,18 @@ def pack(trees: Sequence[TokenTree]) -> TreeBatch:
     length = torch.zeros(branch_count + tree_count, dtype=torch.int64)
     target_sequence = torch.tensor(sequence, dtype=torch.int64)
     length.index_add_(0, target_sequence, torch.ones_like(target_sequence))
-    integers = _integers
     return TreeBatch(
-        ids=integers(packer.ids),
-        depth=integers(packer.depth),
+        ids=_integers(packer.ids),
+        depth=_integers(packer.depth),
         spans=tuple(packer.spans),
-        predictor=integers([t[0] for t in packer.targets]),
-        target=integers([t[1] for t in packer.targets]),
+        predictor=_integers([t[0] for t in packer.targets]),
+        target=_integers([t[1] for t in packer.targets]),
         target_sequence=target_sequence,
-        end=integers(packer.end),
-        tree_of_branch=integers(packer.tree_of_branch),
+        end=_integers(packer.end),
+        tree_of_branch=_integers(packer.tree_of_branch),
         length=length,
-        winner=integers([c[0] for c in packer.comparisons]),
-        loser=integers([c[1] for c in packer.comparisons]),
+        winner=_integers([c[0] for c in packer.comparisons]),
+        loser=_integers([c[1] for c in packer.comparisons]),
         weight=_floats([c[2] for c in packer.comparisons]),
         margin=_floats([c[3] for c in packer.comparisons]),
         tree_weight=_floats([tree.weight for tree in trees]),
@@ -212,7 +211,8 @@ def _floats(values: Sequence[float]) -> Tensor:
 def _per_branch(trees: Sequence[TokenTree], name: str, dtype: torch.dtype) -> Tensor | None:
     """Concatenate a per-branch column, or None unless every tree has it."""
     columns = [getattr(tree, name) for tree in trees]
-    if not all(len(column) == len(tree.branches) for column, tree in zip(columns, trees, strict=True)):
+    pairs = zip(columns, trees, strict=True)
+    if not all(len(column) == len(tree.branches) for column, tree in pairs):
         return None
     return torch.tensor([value for column in columns for value in column], dtype=dtype)
 

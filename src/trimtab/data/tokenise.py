@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
 from trimtab.data.chat import MASK_SOURCES, SPLIT, ChatRenderer
 from trimtab.data.chat_template import REASONING_LOST, REASONING_OFF, RowProblem
-from trimtab.data.chat_tokens import Steps, drive
+from trimtab.data.chat_tokens import Steps, drive, tokenizer_fingerprint
 from trimtab.data.rows import Example
 from trimtab.data.store import TreeStore
 from trimtab.data.tokenise_report import TokeniseReport
@@ -20,7 +21,7 @@ from trimtab.data.trees import TokenTree
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
-__all__ = ["Drop", "TokeniseOptions", "tokenise", "tokenise_all"]
+__all__ = ["Drop", "TokeniseOptions", "cache_parts", "tokenise", "tokenise_all"]
 
 _BATCH = 512  # rows whose texts are encoded together
 
@@ -62,6 +63,25 @@ def tokenise_all(
     if max_dropped is not None:
         report.check(max_dropped)
     return store, report
+
+
+def cache_parts(
+    renderer: ChatRenderer, options: TokeniseOptions, rows: str, reading: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What shapes the trees, for ``store_cache.cached``.
+
+    ``rows`` is the fingerprint of the raw bytes (``Loaded.fingerprint``), ``reading`` how rows are
+    made of them, as JSON types: columns, kinds, fractions, seed, what is accepted.
+    """
+    return {
+        "rows": rows,
+        "reading": dict(reading),
+        "tokenizer": tokenizer_fingerprint(renderer.tokenizer),
+        "stops": sorted(renderer.stop_ids),
+        "variables": renderer.template.variables,
+        "options": options.to_json(),
+        "libraries": {name: version(name) for name in ("transformers", "tokenizers", "jinja2")},
+    }
 
 
 def _notices(counts: Counter[str], renderer: ChatRenderer) -> Iterator[str]:

@@ -122,8 +122,8 @@ class TokeniseReport:
         if not self.trees:
             raise DataError(f"{told}; no row is left to train on; {remedy}")
         raise DataError(
-            f"{told}; that is more than max_dropped={max_dropped:g} allows; {remedy}, "
-            "or raise max_dropped"
+            f"{told}; max_dropped_rows allows {max_dropped:.3g} of the rows; {remedy}, or raise "
+            "max_dropped_rows"
         )
 
     def to_json(self) -> dict[str, Any]:

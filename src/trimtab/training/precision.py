@@ -115,7 +115,7 @@ class MasterWeights:
         self.cast_to_working()
 
 
-def _mover(master: nn.Parameter):  # noqa: ANN202 - a hook: Tensor -> None
+def _mover(master: nn.Parameter):
     def move(parameter: Tensor) -> None:
         gradient = parameter.grad
         if gradient is None:

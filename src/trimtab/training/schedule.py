@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-Schedule = Literal[
-    "linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"
-]
+Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
 
 
 def warmup_steps(value: float, total_steps: int) -> int:

@@ -15,7 +15,7 @@ Unit = Literal["token", "sequence", "pair", "prompt", "constant"]
 
 
 class Term(NamedTuple):
-    """``weight * sum / count``: ``sum`` is a scalar with gradient, over ``count`` units of ``unit``.
+    """``weight * sum / count``: a scalar ``sum`` with gradient over ``count`` units of ``unit``.
 
     ``count`` is a plain number known before the forward pass, so that the divisor of the whole
     step is known before the first backward pass.

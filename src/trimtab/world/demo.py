@@ -42,7 +42,7 @@ FULL = Size(4000, 240, 1500, 60, 1500, 50, 64)
 FAST = Size(800, 40, 300, 15, 300, 12, 16)
 
 WHAT = {
-    "pretrain": "a model of 1 M parameters learns to continue text (and a tokenizer is made for it)",
+    "pretrain": "a model of 1 M parameters learns to continue text, with a tokenizer made for it",
     "sft": "it learns to answer: only the story is trained, given the request",
     "dpo": "it learns which of two stories people prefer, measured against itself before",
 }

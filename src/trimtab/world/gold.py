@@ -2,10 +2,10 @@
 
 Five parts, each in [0, 1], with fixed weights in hundredths:
 
-    answers   30  the hero, the goal, the place and the mood asked for are the ones told: the first
+    answers   35  the hero, the goal, the place and the mood asked for are the ones told: the first
                   that the story names in each role (the last for the mood); a right name with a
                   wrong species, or a right object with a wrong colour, counts half
-    coherent  25  share of the words that the grammar can read
+    coherent  20  share of the words that the grammar can read
                   x share of opening, goal, mishap, help and ending that come in this order
                   x 1/2 if the help does not mend the mishap
                   x 1/2 if the ending denies what the help achieved
@@ -30,7 +30,7 @@ from trimtab.world.grammar import Request, parse_request
 from trimtab.world.lexicon import ARC, ROLES, THE_END, TONE_ROLES
 from trimtab.world.patterns import Sentence, longest, read_sentence, split_sentences
 
-WEIGHTS: dict[str, int] = {"answers": 30, "coherent": 25, "kind": 25, "ends": 10, "unpadded": 10}
+WEIGHTS: dict[str, int] = {"answers": 35, "coherent": 20, "kind": 25, "ends": 10, "unpadded": 10}
 CEILING = 1.0
 FLOOR = 0.0
 

@@ -196,7 +196,7 @@ class Teller:
 
 # Good enough to learn the language from and bad enough to leave room for preferences: a model that
 # imitates it lands near half of the ceiling (docs/world.md).
-ORDINARY = Teller(answers=0.5, coherent=0.5, ends=0.75, brief=0.65, tones=(0.25, 0.35, 0.4))
+ORDINARY = Teller(answers=0.6, coherent=0.65, ends=0.75, brief=0.65, tones=(0.25, 0.35, 0.4))
 
 
 def tell(request: Request, quality: Quality, draw: Draw) -> str:

@@ -1,0 +1,121 @@
+"""The policy that a recipe names: device, precision, weights or a fresh model, adapters, layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from trimtab.algorithms.policy import Policy
+from trimtab.data.chat import ChatRenderer
+from trimtab.errors import RecipeError
+from trimtab.models import load, lora
+from trimtab.models.forward import choose_layout
+from trimtab.models.hub import read_json
+from trimtab.models.save import merge_adapter
+from trimtab.training.precision import PrecisionChoice, choose_precision
+from trimtab.training.progress import Progress
+from trimtab.training.seeds import derive
+
+
+class RecipeModel:
+    """Makes the policy of one recipe."""
+
+    def __init__(
+        self,
+        recipe: Any,
+        source: load.ModelSource | None,
+        renderer: ChatRenderer,
+        progress: Progress,
+    ) -> None:
+        self.recipe = recipe
+        self.source = source
+        self.renderer = renderer
+        self.tokenizer = renderer.tokenizer
+        self.progress = progress
+        self.note = progress.note
+        self.device = choose_device(recipe.device)
+
+    def policy(self, precision: str | None) -> tuple[Policy, PrecisionChoice]:
+        """The policy, ready to train, and the precision it has (``precision`` if that is given)."""
+        recipe = self.recipe
+        self.progress.stage("loading the model")
+        width = self._width()
+        chosen = choose_precision(precision or recipe.precision, self.device, width)
+        self.note(f"precision: {chosen.name} ({chosen.reason}); device: {self.device}")
+        if self.source is not None:
+            model: Any = load.load_model(
+                self.source,
+                dtype=chosen.dtype,
+                device=self.device,
+                trust_remote_code=recipe.trust_remote_code,
+            )
+        else:
+            model = self._new_model(chosen.dtype)
+        model = self._adapters(model)
+        if recipe.gradient_checkpointing:
+            load.checkpoint_activations(model)
+        model.train()
+        choice = choose_layout(model, recipe.attn_layout)
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        every = sum(p.numel() for p in model.parameters())
+        self.note(
+            f"layout: {choice.layout} ({choice.reason}); {trainable:,} of {every:,} weights trained"
+        )
+        return Policy(model, choice.layout, self.device), chosen
+
+    def _width(self) -> int:
+        if self.source is None:
+            return self.recipe.new_model.hidden_size
+        config = read_json(load.base_of(self.source).folder / "config.json")
+        found = config.get("hidden_size") or config.get("n_embd")
+        return int(found or config.get("text_config", {}).get("hidden_size", 1024))
+
+    def _new_model(self, dtype: torch.dtype) -> Any:
+        spec = self.recipe.new_model
+        model: Any = load.model_from_config(
+            spec.architecture,
+            spec.config(self.recipe.context_length + 1),  # the token before a window is in it
+            vocab_size=len(self.tokenizer),
+            seed=derive(self.recipe.seed, "weights") % 2**32,
+            dtype=dtype,
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        return model.to(self.device)
+
+    def _adapters(self, model: Any) -> Any:
+        """LoRA on a plain model; an adapter folder goes on as LoRA, or merged into full weights."""
+        recipe = self.recipe
+        is_adapter = self.source is not None and self.source.kind == "adapter"
+        if not recipe.use_peft:
+            if is_adapter:
+                ids = self.renderer.prompt_ids("The quick brown fox jumps over the lazy dog.")
+                model = merge_adapter(model, torch.tensor(ids, device=self.device))
+            return model.requires_grad_(True)
+        if is_adapter:
+            return lora.continue_adapter(model, dropout=recipe.lora_dropout)
+        return lora.attach(
+            model,
+            r=recipe.lora_r,
+            alpha=recipe.lora_alpha,
+            dropout=recipe.lora_dropout,
+            target_modules=recipe.lora_target_modules,
+            seed=derive(recipe.seed, "adapters") % 2**32,
+        )
+
+
+def choose_device(requested: str) -> torch.device:
+    """``auto`` takes cuda, else mps, else the cpu; a device that is not there is refused."""
+    has = {
+        "cpu": lambda: True,
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
+    if requested == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if has[name]()))
+    device = torch.device(requested)
+    if not has[device.type]():
+        raise RecipeError(f"device={requested}: torch finds none here; use auto or cpu")
+    return device

@@ -1,0 +1,212 @@
+"""The tokenizer and the rows that a recipe names, as trees; the untrainable is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trimtab.algorithms.policy import Policy
+from trimtab.algorithms.rows import Rows, RowSettings, load_rows
+from trimtab.config.recipes import PretrainRecipe, SftRecipe
+from trimtab.config.resolved import Resolved
+from trimtab.data.chat import ChatRenderer
+from trimtab.data.rows import Kind, TextExample
+from trimtab.data.sources import load_examples
+from trimtab.data.tokenise import TokeniseOptions
+from trimtab.data.trees import TokenTree
+from trimtab.errors import DataError
+from trimtab.losses.contract import LossSpec
+from trimtab.models import load
+from trimtab.models.tokenizers import train_byte_level_bpe
+from trimtab.training.progress import Progress
+
+ACCEPT: dict[str, set[Kind]] = {
+    "pretrain": {"text", "chat"},
+    "mix": {"text", "chat"},
+    "sft": {"text", "chat", "completion"},
+    "pair": {"preference", "ranked"},
+    "ranking": {"ranked", "preference"},
+    "unpaired": {"unpaired", "preference"},
+}
+
+
+class RecipeRows:
+    """Reads what one recipe names; ``source`` is its model's folder, None for a fresh model."""
+
+    def __init__(
+        self,
+        resolved: Resolved,
+        spec: LossSpec | None,
+        source: load.ModelSource | None,
+        progress: Progress,
+        *,
+        folder: Path,
+        cache_dir: Path,
+    ) -> None:
+        self.resolved = resolved
+        self.recipe: Any = resolved.recipe
+        self.spec = spec
+        self.source = source
+        self.note = progress.note
+        self.settings = RowSettings(
+            max_bad_rows=self.recipe.max_bad_rows,
+            max_dropped_rows=self.recipe.max_dropped_rows,
+            cache_dir=cache_dir,
+            quarantine_folder=folder,
+            seed=self.recipe.seed,
+        )
+        progress.stage("reading rows")
+        self.tokenizer = self._tokenizer()
+        self.renderer = ChatRenderer(self.tokenizer, generation_config=self._generation_config())
+
+    def training(self) -> Rows:
+        """The rows to train on, checked."""
+        rows = self._rows("training", self.recipe.train_specs(), self.recipe.max_train_rows)
+        self.check(rows)
+        return rows
+
+    def _generation_config(self) -> Any:
+        if self.source is None:
+            return None
+        folder = load.base_of(self.source).folder
+        if not (folder / "generation_config.json").is_file():
+            return None
+        from transformers import GenerationConfig
+
+        return GenerationConfig.from_pretrained(folder)
+
+    def _tokenizer(self) -> Any:
+        recipe = self.recipe
+        if isinstance(recipe, PretrainRecipe) and recipe.new_tokenizer is not None:
+            return self._new_tokenizer(recipe)
+        if recipe.tokenizer_name_or_path is not None:
+            return load.load_tokenizer(recipe.tokenizer_name_or_path)
+        assert self.source is not None
+        return load.load_tokenizer(
+            self.source, trust_remote_code=recipe.trust_remote_code, key="model_name_or_path"
+        )
+
+    def _new_tokenizer(self, recipe: PretrainRecipe) -> Any:
+        """A byte-level BPE of the training texts."""
+
+        assert recipe.new_tokenizer is not None
+        loaded = load_examples(
+            recipe.train_specs(),
+            frozenset(ACCEPT["pretrain"]),
+            max_rows=recipe.new_tokenizer.max_rows or recipe.max_train_rows,
+            max_bad_rows=recipe.max_bad_rows,
+            seed=recipe.seed,  # no quarantine: the same rows are read again to be trained on
+        )
+        texts = (
+            text
+            for examples in loaded.examples
+            for example in examples
+            for text in (
+                [example.text]
+                if isinstance(example, TextExample)
+                else [str(m.get("content") or "") for m in getattr(example, "messages", ())]
+            )
+        )
+        self.note(f"training a tokenizer of {recipe.new_tokenizer.vocab_size} tokens")
+        return train_byte_level_bpe(texts, recipe.new_tokenizer.vocab_size)
+
+    def _options(self) -> TokeniseOptions:
+        recipe = self.recipe
+        if isinstance(recipe, PretrainRecipe):
+            return TokeniseOptions(max_length=None, context_length=recipe.context_length)
+        common: dict[str, Any] = {
+            "max_length": recipe.max_length,
+            "max_prompt_length": recipe.max_prompt_length,
+            "truncation_mode": recipe.truncation_mode,
+        }
+        if isinstance(recipe, SftRecipe):
+            return TokeniseOptions(
+                **common,
+                completion_only=recipe.completion_only_loss,
+                assistant_only=recipe.assistant_only_loss is not False,
+            )
+        assert self.spec is not None
+        return TokeniseOptions(
+            **common,
+            train_trunk=recipe.nll_weight > 0 and recipe.nll_span == "prompt_and_completion",
+            unpaired=self.spec.kind == "unpaired",
+            group_by_prompt=recipe.group_by_prompt,
+        )
+
+    def _rows(self, role: str, specs: Sequence[Any], max_rows: int | None) -> Rows:
+        accept = ACCEPT[self.spec.kind if self.spec else self.resolved.verb]
+        options = self._options()
+        if role == "held-out" and isinstance(self.recipe, PretrainRecipe):
+            options = dataclasses.replace(options, stride=self.recipe.eval_stride)
+        return load_rows(
+            role,
+            specs,
+            self.renderer,
+            options,
+            frozenset(accept),
+            self.settings,
+            self.note,
+            max_rows=max_rows,
+        )
+
+    def held_out(self) -> Rows | None:
+        """The rows to evaluate on, if the recipe names some."""
+        specs = self.recipe.eval_specs()
+        return self._rows("held-out", specs, self.recipe.max_eval_rows) if specs else None
+
+    def mix(self) -> Rows | None:
+        """The rows of the mixed-in language-model term, if the recipe has one."""
+        mix = self.recipe.mix
+        if mix is None:
+            return None
+        length = mix.max_length or getattr(
+            self.recipe, "context_length", getattr(self.recipe, "max_length", None)
+        )
+        options = TokeniseOptions(max_length=length, context_length=length)
+        return load_rows(
+            "mix",
+            mix.specs(),
+            self.renderer,
+            options,
+            frozenset(ACCEPT["mix"]),
+            self.settings,
+            self.note,
+        )
+
+    def check(self, rows: Rows) -> None:
+        """What would train on nonsense: no stop token in any target, tied or single rows."""
+        branches = sum(report.branches for report in rows.reports)
+        stopped = sum(report.branches_stopped for report in rows.reports)
+        if self.resolved.verb == "sft" and branches and not stopped and self.renderer.stop_ids:
+            raise DataError(
+                f"{rows.loaded.report.sources[0].source}: none of {branches} responses ends in a stop "
+                f"token ({sorted(self.renderer.stop_ids)}), so the model would never stop; raise "
+                "max_length, or mend the chat template"
+            )
+        if self.spec is not None and self.spec.kind == "ranking":
+            for store in rows.stores:
+                for tree in store:
+                    if len(set(tree.ranks)) != len(tree.ranks):
+                        raise DataError(
+                            f"{tree.origin.source}:{tree.origin.row}: ranks: {list(tree.ranks)} "
+                            f"holds a tie, which {self.spec.name} cannot express; break the tie, "
+                            "or use --loss dpo, which takes all ordered pairs"
+                        )
+
+    def longest(self, rows: Sequence[Rows], policy: Policy) -> TokenTree:
+        """The tree with most tokens; refuses one deeper than the model's positions."""
+        stores = [store for r in rows for store in r.stores]
+        limit = getattr(policy.model.config, "max_position_embeddings", None)
+        deepest = max((int(store.depths.max()), i) for i, store in enumerate(stores))
+        if limit is not None and deepest[0] > limit:
+            store = stores[deepest[1]]
+            origin = store[int(store.depths.argmax())].origin
+            raise DataError(
+                f"{origin.source}:{origin.row}: {deepest[0]} tokens are more than the model's "
+                f"{limit} positions; set max_length (context_length) to at most {limit}"
+            )
+        main = rows[0].stores
+        best = max(main, key=lambda store: int(store.token_counts.max()))
+        return best[int(best.token_counts.argmax())]
