@@ -37,7 +37,8 @@ _SHARED = (
     "--save-steps 3 --logging-steps 2 --eval-steps 4 --sample-steps 5 --sample-prompts 1 "
     "--sample-max-new-tokens 3"
 ).split()
-_PAIRS = "--model ../model --dataset ../pairs.jsonl --eval-dataset ../pairs_held.jsonl".split()
+_ROWS = "--dataset ../pairs.jsonl --eval-dataset ../pairs_held.jsonl".split()
+_PAIRS = ["--model", "../model", *_ROWS]
 STAGES: dict[str, list[str]] = {
     "pretrain": "pretrain --dataset ../texts.jsonl --eval-dataset ../texts_held.jsonl "
     "--new-tokenizer.vocab-size 270 --new-model.hidden-size 16 --new-model.num-hidden-layers 2 "
@@ -50,16 +51,25 @@ STAGES: dict[str, list[str]] = {
     "kto": ["kto", *_PAIRS],
     "orpo": ["orpo", *_PAIRS],
     "tdpo2": ["dpo", *_PAIRS, "--loss", "tdpo2"],
-    "dpo_on_lora": ["dpo", *_PAIRS, *"--model ../adapter --use-peft".split()],
+    "dpo_on_lora": ["dpo", *_ROWS, *"--model ../adapter/run --use-peft --lora-r 2".split()],
 }
 
 
 class Kill(NamedTuple):
-    """A signal at the ``at``-th event (from 1) of a phase."""
+    """A signal at the ``at``-th event (from 1) of a phase, ``times`` over.
+
+    In the phase "delay", ``at`` is in milliseconds: a moment that no event marks.
+    """
 
     phase: str
     at: int
     signal: int = signal.SIGKILL
+    times: int = 1
+
+
+def after(milliseconds: int) -> Kill:
+    """An end from outside, whatever is going on: SIGALRM's default ends a process like SIGKILL."""
+    return Kill("delay", milliseconds, signal.SIGALRM)
 
 
 class Ended(NamedTuple):
@@ -70,7 +80,7 @@ class Ended(NamedTuple):
 
 
 def make_inputs(folder: Path) -> None:
-    """The model, an adapter on it and all data files that ``STAGES`` name."""
+    """The model and all data files that ``STAGES`` name; ``dpo_on_lora`` needs more."""
     tiny_runs.save_tiny_model(folder / "model")
     for name, make in (
         ("texts", tiny_runs.texts),
@@ -79,6 +89,14 @@ def make_inputs(folder: Path) -> None:
     ):
         tiny_runs.write_rows(folder / f"{name}.jsonl", make(15))
         tiny_runs.write_rows(folder / f"{name}_held.jsonl", make(6, 50))
+
+
+def make_adapter(root: Path) -> None:
+    """What ``dpo_on_lora`` goes on from: the run folder of an sft with LoRA."""
+    rows = "--dataset ../answers.jsonl --eval-dataset ../answers_held.jsonl"
+    words = f"sft --model ../model {rows} --use-peft --lora-r 2"
+    ended = run(root / "adapter", words.split())
+    assert ended.code == 0, output(root / "adapter")
 
 
 def run(
@@ -124,6 +142,8 @@ def _in_child(
     patch()
     watch = Watch(kill)
     watch.install()
+    if kill is not None and kill.phase == "delay":
+        signal.setitimer(signal.ITIMER_REAL, kill.at / 1000)
     with files.hooked(watch.operation):
         code = main([*words, *_SHARED])
     Path("events.json").write_text(json.dumps(watch.counts))
@@ -141,7 +161,8 @@ class Watch:
     def event(self) -> None:
         self.counts[self.phase] += 1
         if self.kill is not None and self.kill[:2] == (self.phase, self.counts[self.phase]):
-            os.kill(os.getpid(), self.kill.signal)
+            for _ in range(self.kill.times):
+                os.kill(os.getpid(), self.kill.signal)
 
     def operation(self, name: str, path: Path, size: int) -> int | None:
         self.event()

@@ -6,9 +6,12 @@ files of the run folder but those that record when and how often it was started.
 
 from __future__ import annotations
 
+import importlib
+import json
 import random
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -47,6 +50,8 @@ class World:
 
     def _calm(self, stage: str) -> tuple[dict, Ended]:
         if stage not in self.calm:
+            if stage == "dpo_on_lora":
+                runs.make_adapter(self.root)
             folder = self.root / f"calm-{stage}"
             ended = runs.run(folder, runs.STAGES[stage])
             assert ended.code == 0, runs.output(folder)
@@ -68,7 +73,7 @@ class World:
         folder, made = self.folder(), 0
         for kill in kills:
             ended = runs.run(folder, runs.STAGES[stage], kill, patch)
-            if ended.code == 0:  # the event never came: this start had less to do
+            if ended.code == 0:  # the moment never came: this start had less to do
                 break
             assert ended.code == -kill.signal, (ended, runs.output(folder))
             made += 1
@@ -103,12 +108,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.mark.parametrize(
     ("stage", "kills"),
     [
-        ("pretrain", [Kill("evaluate", 6), Kill("save", 200)]),
-        ("sft", [Kill("train", 61), Kill("log", 3)]),
-        ("dpo", [Kill("save", 330), Kill("finish", 40)]),
-        ("dpo_lora", [Kill("train", 47), Kill("evaluate", 5)]),
-        ("beta_dpo", [Kill("train", 75), Kill("sample", 2)]),
-        ("kto", [Kill("start", 80), Kill("train", 100)]),
+        ("pretrain", [Kill("evaluate", 10), Kill("save", 200)]),
+        ("sft", [Kill("train", 45), Kill("log", 3)]),
+        ("dpo", [Kill("save", 300), Kill("finish", 40)]),
+        ("dpo_lora", [Kill("train", 40), Kill("evaluate", 5)]),
+        ("beta_dpo", [Kill("train", 65), Kill("sample", 3)]),
+        ("kto", [Kill("start", 75), Kill("train", 90)]),
     ],
 )
 def test_killed_and_run_again_ends_with_the_same_bits(
@@ -119,18 +124,108 @@ def test_killed_and_run_again_ends_with_the_same_bits(
     assert differing == []
 
 
+def no_cut(*_: object) -> int:
+    return 0
+
+
+def nothing(*_: object) -> None:
+    return None
+
+
+def patched(path: str, replacement: Callable[..., object]) -> Callable[[], None]:
+    """A patch for a child: ``module:Class.attribute`` is another function there."""
+
+    def patch() -> None:
+        module, _, names = path.partition(":")
+        *owners, name = names.split(".")
+        target = importlib.import_module(module)
+        for owner in owners:
+            target = getattr(target, owner)
+        setattr(target, name, replacement)
+
+    return patch
+
+
+MODEL = "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("stage", "broken", "same", "differs"),
+    [
+        ("dpo", ("trimtab.training.metrics:MetricsLog.truncate_to_lines", no_cut), MODEL, None),
+        ("dpo", ("trimtab.training.metrics:Means.load_state_dict", nothing), MODEL, None),
+        ("dpo", ("trimtab.training.loop:load_optimizer_tensors", nothing), None, MODEL),
+        ("dpo", ("trimtab.training.precision:MasterWeights.load", nothing), None, MODEL),
+        (
+            "beta_dpo",
+            ("trimtab.algorithms.preference:PreferenceOptimisation.load_state_dict", nothing),
+            None,
+            MODEL,
+        ),
+    ],
+    ids=["log_not_cut", "window_lost", "optimizer_lost", "masters_lost", "loss_state_lost"],
+)
+def test_a_run_that_forgets_something_is_found_out(
+    world: World,
+    stage: str,
+    broken: tuple[str, Callable[..., object]],
+    same: str | None,
+    differs: str | None,
+) -> None:
+    # Step 5: after the checkpoint of step 3, which holds half a logging window, and the log of 4.
+    at = round(world.events(stage).events["train"] * 4.5 / runs.STEPS)
+    made, differing = world.trial(stage, [Kill("train", at)], patched(*broken))
+    assert made == 1
+    assert "metrics.jsonl" in differing
+    assert same not in differing
+    assert differs is None or differs in differing
+
+
+# Ctrl-C: in a step, an evaluation, a save; while rows are read; while the model is written; twice.
+@pytest.mark.parametrize(
+    ("stage", "kill", "saved"),
+    [
+        ("dpo_lora", Kill("train", 30, signal.SIGINT), 4),
+        ("beta_dpo", Kill("evaluate", 10, signal.SIGINT), 4),
+        ("sft", Kill("save", 40, signal.SIGINT), 3),
+        ("dpo", Kill("start", 45, signal.SIGINT), None),
+        ("dpo", Kill("finish", 30, signal.SIGINT), 7),
+        ("dpo", Kill("train", 45, signal.SIGINT, times=2), 3),
+    ],
+)
+def test_ctrl_c_saves_and_the_same_command_goes_on(
+    world: World, stage: str, kill: Kill, saved: int | None
+) -> None:
+    folder = world.folder()
+    ended = runs.run(folder, runs.STAGES[stage], kill)
+    printed = runs.output(folder)
+    assert ended.code == 130, printed
+    assert "Traceback" not in printed
+    assert json.loads((folder / "run/run.json").read_text())["state"] == "interrupted"
+    found = sorted(path.name for path in (folder / "run").glob("checkpoint-*"))
+    assert (found[-1] if found else None) == (saved and f"checkpoint-{saved}")
+    assert runs.run(folder, runs.STAGES[stage]).code == 0, runs.output(folder)
+    assert runs.differences(world.undisturbed(stage), runs.outcome(folder)) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", list(runs.STAGES))
 def test_fifty_kills(world: World, stage: str) -> None:
-    """Random moments: a phase, then an event of it; up to three kills a run."""
+    """Random moments: an event of a random phase, or just any; up to three kills a run."""
     rng = random.Random(stage)
     events = world.events(stage).events
+    started = time.perf_counter()
+    runs.run(world.folder(), runs.STAGES[stage])
+    longest = round(1000 * (time.perf_counter() - started))
     total = 0
     while total < 50:
         kills = []
         for _ in range(rng.choice([1, 1, 1, 2, 3])):
-            phase = rng.choice(runs.PHASES)
-            kills.append(Kill(phase, rng.randint(1, events[phase])))
+            phase = rng.choice([*runs.PHASES, "delay"])
+            if phase == "delay":
+                kills.append(runs.after(rng.randint(1, longest)))
+            else:
+                kills.append(Kill(phase, rng.randint(1, events[phase])))
         made, differing = world.trial(stage, kills)
         assert differing == [], kills
         total += made

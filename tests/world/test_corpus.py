@@ -42,8 +42,8 @@ PINNED = {
     "pretrain": "6b288a5282de1591",
     "sft": "1f4c466e15720652",
     "sft_held_out": "e803a01ad9b80ec9",
-    "preference": "0d23a15d3098666c",
-    "kwise": "87ec2bd25d0f25e7",
+    "preference": "df9b88fa171f7b7d",
+    "kwise": "f8e05349e455a395",
     "held_out": "a464922bc1b7e571",
     "train": "d38a354b67d57ff1",
 }

@@ -39,11 +39,15 @@ UNITS = {"pair": "pair", "unpaired": "sequence", "ranking": "prompt"}
 
 @dataclasses.dataclass
 class References:
-    """What the loss may ask of the reference: cached sums of both streams, or a live model."""
+    """What the loss may ask of the reference: cached sums of both streams, or a live model.
+
+    ``named``: it is a model that the recipe names, and need not be the policy at the start.
+    """
 
     train: CachedLogprobs | None = None
     held_out: CachedLogprobs | None = None
     live: LiveReference | None = None
+    named: bool = False
 
 
 class PreferenceOptimisation(Stage):
@@ -75,9 +79,18 @@ class PreferenceOptimisation(Stage):
     # ------------------------------------------------------------------ the step
 
     def attach(self, micro: Micro) -> None:
-        """Bring the cached reference log-probs of the micro-batch's rows."""
-        if micro.stream == "main" and self.references.train is not None:
-            micro.reference = self.references.train.of(micro.rows).to(self.policy.device)
+        """Bring the reference's log-probs of the micro-batch's rows."""
+        if micro.stream == "main":
+            micro.reference = self._reference(micro, self.references.train)
+
+    def _reference(self, micro: Micro, cached: CachedLogprobs | None) -> Tensor | None:
+        """Log-probs [N] of the branches under the reference: cached, computed now, or not asked."""
+        if "reference" not in self.spec.needs | self.spec.prepare_needs:
+            return None
+        if cached is not None:
+            return cached.of(micro.rows).to(self.policy.device)
+        assert self.references.live is not None
+        return self.references.live.branch_logprobs(micro.batch).sum
 
     def prepare(self, step: int, micros: Sequence[Micro]) -> dict[str, Metric]:
         """What the loss needs of the whole step: mismatched responses, or every pair's gap."""
@@ -214,8 +227,7 @@ class PreferenceOptimisation(Stage):
         micros = micro_batches(self.held_out, rows, self.held_out.token_budget, "eval")
         for micro in micros:
             micro.batch = micro.batch.to(self.policy.device)
-            if self.references.held_out is not None:
-                micro.reference = self.references.held_out.of(micro.rows).to(self.policy.device)
+            micro.reference = self._reference(micro, self.references.held_out)
         loss = self.make_loss()
         if "mismatched_policy" in self.spec.prepare_needs:
             self._prepare_mismatched(loss, micros)

@@ -63,12 +63,13 @@ class RecipeReference:
         """The references of ``policy`` for all rows that ``total`` steps will see."""
         if not self._needs_reference():
             return References()
+        named = self.recipe.ref_model_name_or_path is not None
         source, identity = self._reference_policy(policy)
         live: LiveReference | None = None
         if self.needs_live():
             live = self._live(policy, source)
         if not self.recipe.precompute_ref_log_probs:
-            return References(live=live)
+            return References(live=live, named=named)
         cache = ReferenceCache(
             self.cache_dir, identity, self.recipe.token_budget * EVALUATION_BUDGET
         )
@@ -80,7 +81,7 @@ class RecipeReference:
         kept = None
         if held is not None:
             kept = self._logprobs(cache, source, held, range(len(held)), "held-out")
-        return References(train, kept, live)
+        return References(train, kept, live, named)
 
     def _logprobs(
         self,

@@ -159,8 +159,8 @@ class RecipeRows:
             if spec.path in trained_on and Path(spec.path).is_file():
                 raise RecipeError(
                     f"dataset_test_split={spec.split}: {spec.path} is a single file, which has no "
-                    "splits, so the training rows would be held out; give --eval-dataset-name FILE, "
-                    "or --dataset-test-split null for no evaluation"
+                    "splits: its rows would be trained on and held out; give --eval-dataset-name "
+                    "FILE, or --dataset-test-split null for no evaluation"
                 )
         return self._rows("held-out", specs, self.recipe.max_eval_rows) if specs else None
 
@@ -189,8 +189,8 @@ class RecipeRows:
         stopped = sum(report.branches_stopped for report in rows.reports)
         if self.resolved.verb == "sft" and branches and not stopped and self.renderer.stop_ids:
             raise DataError(
-                f"{rows.loaded.report.sources[0].source}: none of {branches} responses ends in a stop "
-                f"token ({sorted(self.renderer.stop_ids)}), so the model would never stop; raise "
+                f"{rows.loaded.report.sources[0].source}: none of {branches} responses ends in a "
+                f"stop token ({sorted(self.renderer.stop_ids)}), so the model would never stop; raise "
                 "max_length, or mend the chat template"
             )
         if self.spec is not None and self.spec.kind == "ranking":

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -64,14 +65,15 @@ class ReferenceCache:
         """Read or compute the log-probs of trees ``rows`` (numbers in ``stream``)."""
         wanted = sorted(set(rows))
         sums: dict[int, Tensor] = {}
+        publish = True
         for start in range(0, len(wanted), SHARD_TREES):
             shard = wanted[start : start + SHARD_TREES]
             path = self._path(stream, shard)
             found = _read(path, len(shard)) if path else None
             if found is None:
                 found = self._shard(policy, stream, shard)
-                if path:
-                    _publish(path, found)
+                if path and publish:
+                    publish = self._publish(path, found)
             sums.update(zip(shard, found, strict=True))
             progress(start + len(shard))
         return CachedLogprobs(sums)
@@ -84,6 +86,16 @@ class ReferenceCache:
                 sums = policy.branch_logprobs(batch).sum.cpu()
                 found += sums.split([len(tree.branches) for tree in batch.trees])
         return found
+
+    def _publish(self, path: Path, found: list[Tensor]) -> bool:
+        """A folder that cannot be written to costs the time to compute again, and no more."""
+        try:
+            _publish(path, found)
+        except OSError as error:
+            reason = error.strerror or error
+            print(f"trimtab: reference log-probs are not cached: {path}: {reason}", file=sys.stderr)
+            return False
+        return True
 
     def _path(self, stream: TreeStream, shard: Sequence[int]) -> Path | None:
         if self.folder is None:

@@ -14,9 +14,8 @@ from trimtab.data.rows import Kind
 from trimtab.data.sources import Loaded, load_examples
 from trimtab.data.store import TreeStore
 from trimtab.data.store_cache import cached
-from trimtab.data.tokenise import TokeniseOptions, tokenise_all
+from trimtab.data.tokenise import TokeniseOptions, cache_parts, tokenise_all
 from trimtab.data.tokenise_report import TokeniseReport
-from trimtab.models.fingerprint import fingerprint_tokenizer
 
 Note = Callable[[str], None]
 
@@ -112,13 +111,8 @@ def _tokenised(
     examples = loaded.examples[index]
     limit = settings.max_dropped_rows
     share = limit if limit < 1 else limit / max(len(examples), 1)
-    key: dict[str, Any] = {
-        "rows": loaded.fingerprint,
-        "source": [*source, settings.seed],
-        "tokenizer": fingerprint_tokenizer(renderer.tokenizer),
-        "stops": sorted(renderer.stop_ids),
-        "options": options.to_json(),
-    }
+    reading = {"source": source, "seed": settings.seed}
+    key = cache_parts(renderer, options, loaded.fingerprint, reading)
 
     def build() -> tuple[TreeStore, dict[str, Any]]:
         store, report = tokenise_all(examples, renderer, options, max_dropped=share)

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch
 
 from trimtab.algorithms.build import Built, build
 from trimtab.algorithms.finish import finish
+from trimtab.algorithms.resume import memory, restore
 from trimtab.algorithms.selfcheck import as_record, self_check
 from trimtab.config.resolved import Resolved, difference, to_yaml
 from trimtab.training import files
@@ -33,7 +35,7 @@ from trimtab.training.checkpoint import CheckpointStore
 from trimtab.training.loop import Loop, LoopSettings, dump_micro
 from trimtab.training.metrics import MetricsLog
 from trimtab.training.progress import Mode, Progress
-from trimtab.training.run_folder import RunFolder, Start
+from trimtab.training.run_folder import RunFolder
 from trimtab.training.trackers import RunInfo, Trackers, build_trackers, check_report_to
 
 
@@ -84,8 +86,10 @@ def _dry_run(resolved: Resolved, mode: Mode) -> RunResult:
         Progress(0, resolved.verb, mode=mode) as progress,
     ):
         built = build(resolved, Path(scratch), progress, precision=None)
-        _self_check(built, Path(scratch), progress)
-        progress.note(f"dry run: {built.stage.total_steps} steps would follow; nothing was written")
+        if resolved.recipe.self_check:
+            _self_check(built, Path(scratch), progress)
+        steps = built.stage.total_steps
+        progress.note(f"dry run: {steps} steps would follow; nothing was written but the cache")
     return RunResult(Path(resolved.recipe.output_dir or "."), {})
 
 
@@ -97,7 +101,9 @@ def _train_in(
     start = folder.starting_point(store)
     for note in (*resolved.notes, *folder.notes):
         progress.note(note)
-    precision = None if start.checkpoint is None else start.checkpoint.state["precision"]
+    precision = None  # measured anew, unless this run has been
+    if start.checkpoint is not None and recipe.precision == "auto":
+        precision = start.checkpoint.state["precision"]
     built = build(resolved, folder.path, progress, precision=precision)
     if recipe.self_check and start.checkpoint is None:
         _self_check(built, folder.path, progress)
@@ -111,10 +117,16 @@ def _train_in(
             first_step=start.checkpoint.step if start.checkpoint else 0,
         )
         trackers = build_trackers(recipe.report_to, info, progress.note)
-        hooks = _Hooks(built, folder, store, log, progress, trackers)
+        remembered = memory(resolved, built)
+        hooks = _Hooks(built, remembered, folder, store, log, progress, trackers)
         loop = Loop(built.stage, _settings(recipe, built.stage.total_steps), hooks)
         hooks.loop = loop
-        _restore(loop, log, start)
+        lines = 0
+        if start.checkpoint is not None:
+            same_run = start.own and folder.decision == "continue"
+            restore(loop, start.checkpoint, resolved, built, progress.note, same_run=same_run)
+            lines = start.checkpoint.state["metrics_lines"] if start.own else 0
+        log.truncate_to_lines(lines)
         progress.train(loop.state.step, built.stage.total_steps)
         try:
             with _stop_on_signals() as stopping:
@@ -142,17 +154,6 @@ def _self_check(built: Built, folder: Path, progress: Progress) -> None:
     progress.note(f"self-check: {len(checks)} of {len(checks)} passed in {seconds:.1f} s")
     record = json.dumps(as_record(checks, seconds), indent=1) + "\n"
     files.write_atomic(folder / "selfcheck.json", record.encode())
-
-
-def _restore(loop: Loop, log: MetricsLog, start: Start) -> None:
-    """Continue from a checkpoint, and cut the log back to what it remembers."""
-    if start.checkpoint is None:
-        log.truncate_to_lines(0)
-        return
-    state = start.checkpoint.state
-    tensors = {stem: start.checkpoint.tensors(stem) for stem in ("masters", "optimizer")}
-    loop.restore(state, tensors)
-    log.truncate_to_lines(state["metrics_lines"] if start.own else 0)
 
 
 def _settings(recipe: Any, total_steps: int) -> LoopSettings:
@@ -192,6 +193,7 @@ class _Hooks:
     def __init__(
         self,
         built: Built,
+        remembered: dict[str, Any],
         folder: RunFolder,
         store: CheckpointStore,
         metrics: MetricsLog,
@@ -199,6 +201,7 @@ class _Hooks:
         trackers: Trackers,
     ) -> None:
         self.built = built
+        self.remembered = remembered  # by every checkpoint
         self.folder = folder
         self.store = store
         self.metrics = metrics
@@ -226,7 +229,7 @@ class _Hooks:
         self.metrics.sync()
         state, tensors = self.loop.checkpoint()
         state["metrics_lines"] = self.metrics.lines
-        state["precision"] = self.built.precision.name
+        state.update(self.remembered)
         self.store.save(step, state=state, tensors=tensors, writers=[self.built.save])
 
     def dump(self, step: int, micro: Micro) -> Path:
@@ -250,7 +253,8 @@ def _stop_on_signals() -> Iterator[threading.Event]:
         if stopping.is_set():
             raise KeyboardInterrupt
         stopping.set()
-        print("stopping after this step and saving; again to stop at once", file=sys.stderr)
+        with suppress(OSError):  # not print: this may have come in the middle of one
+            os.write(2, b"stopping after this step and saving; again to stop at once\n")
 
     old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

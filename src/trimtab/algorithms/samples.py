@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,9 @@ import torch
 
 from trimtab.algorithms.policy import Policy, frozen
 from trimtab.data.trees import TokenTree
+from trimtab.errors import CheckpointError
 from trimtab.models.attention import plain_attention
+from trimtab.training import files
 from trimtab.training.seeds import derive
 
 
@@ -48,7 +51,6 @@ class Samples:
     def generate(self, step: int) -> list[tuple[str, str]]:
         """(prompt, completion) of every prompt, written to ``completions_<step>.parquet``."""
         rows = [(prompt.text, self._continue(prompt)) for prompt in self.prompts]
-        self.folder.mkdir(parents=True, exist_ok=True)
         table = pa.table(
             {
                 "step": [step] * len(rows),
@@ -56,18 +58,33 @@ class Samples:
                 "completion": [completion for _, completion in rows],
             }
         )
-        pq.write_table(table, self.folder / f"completions_{step:05d}.parquet")
+        content = io.BytesIO()
+        pq.write_table(table, content)
+        path = self.folder / f"completions_{step:05d}.parquet"
+        try:
+            files.make_folder(self.folder)
+            files.write_atomic(path, content.getvalue())
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: cannot be written ({error.strerror or error}); see to the disk and run "
+                "the same command again: it goes on from the last checkpoint"
+            ) from error
         return rows
 
     def _continue(self, prompt: SamplePrompt) -> str:
         ids = torch.tensor([prompt.ids], device=self.policy.device)
         model: Any = self.policy.model
+        # Past its last position a model fails (learned positions) or babbles.
+        limit = getattr(model.config, "max_position_embeddings", None)
+        room = self.max_new_tokens if limit is None else limit - len(prompt.ids)
+        if room < 1:
+            return ""
         torch.manual_seed(derive(self.seed, "samples"))
         with frozen(model), plain_attention(model):
             out = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=self.max_new_tokens,
+                max_new_tokens=min(self.max_new_tokens, room),
                 do_sample=False,
                 temperature=None,
                 top_p=None,

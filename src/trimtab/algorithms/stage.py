@@ -81,9 +81,8 @@ class Stage:
         if self.mix is not None:
             found += self.mix.stream.micros(step)
         for micro in found:
-            self.attach(micro)
-        for micro in found:
             micro.batch = micro.batch.to(self.policy.device)
+            self.attach(micro)
         return found
 
     def attach(self, micro: Micro) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from trimtab.world.draws import Draw
 from trimtab.world.gold import gold_reward
 
-NOISE = 0.08
+NOISE = 0.05
 
 
 def preference_probability(gold_a: float, gold_b: float, noise: float = NOISE) -> float:

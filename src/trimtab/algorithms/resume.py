@@ -1,0 +1,92 @@
+"""Going on from a checkpoint: what it and the recipe must have in common, and what they need not.
+
+The same command on an unfinished folder goes on with the same recipe; then the rows and the
+tokenizer must be the same ones, too, or it would be another run under the old one's name. With
+``--resume PATH`` the recipe may be another one, as long as the trained weights and the optimizer
+are of the same kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from trimtab.algorithms.build import Built
+from trimtab.config.recipes import PreferenceRecipe
+from trimtab.config.resolved import Resolved
+from trimtab.errors import DataError, RecipeError
+from trimtab.models.fingerprint import fingerprint_tokenizer
+from trimtab.training.checkpoint import Checkpoint
+from trimtab.training.loop import Loop
+
+
+def memory(resolved: Resolved, built: Built) -> dict[str, Any]:
+    """What a checkpoint remembers of its run, beside the loop's own state; plain JSON."""
+    recipe = resolved.recipe
+    loss = recipe.loss.name if isinstance(recipe, PreferenceRecipe) else resolved.verb
+    inputs = {f"{rows.role} rows": rows.loaded.fingerprint for rows in built.rows}
+    return {
+        "precision": built.precision.name,
+        "optimizer": recipe.optim,
+        "objective": loss,
+        "inputs": {**inputs, "tokenizer": fingerprint_tokenizer(built.tokenizer)},
+    }
+
+
+def restore(
+    loop: Loop,
+    checkpoint: Checkpoint,
+    resolved: Resolved,
+    built: Built,
+    note: Callable[[str], None],
+    *,
+    same_run: bool,
+) -> None:
+    """Put the checkpoint's state into the loop.
+
+    ``same_run``: it is this run's own. Raises DataError or RecipeError, naming what does not fit.
+    """
+    state, now = checkpoint.state, memory(resolved, built)
+    tensors = {stem: checkpoint.tensors(stem) for stem in ("masters", "optimizer")}
+    if same_run:
+        _same_inputs(checkpoint, state["inputs"], now["inputs"])
+    _same_weights(loop, checkpoint, tensors["masters"])
+    if state["optimizer"] != now["optimizer"]:
+        raise RecipeError(
+            f"optim={now['optimizer']}: {checkpoint.path} holds the state of {state['optimizer']}; "
+            f"go on with that one, or begin a new run with --model-name-or-path {checkpoint.path}"
+        )
+    step, total = state["run"]["step"], loop.algorithm.total_steps
+    if step >= total and not same_run:
+        raise RecipeError(
+            f"resume={checkpoint.path}: is at step {step}, and the recipe ends after {total}; "
+            "raise max_steps (num_train_epochs)"
+        )
+    if state["objective"] != now["objective"]:
+        # Running statistics of one loss mean nothing to another.
+        state = {**state, "algorithm": loop.algorithm.state_dict()}
+        note(f"{checkpoint.path} was trained with {state['objective']}; its statistics start anew")
+    loop.restore(state, tensors)
+
+
+def _same_inputs(checkpoint: Checkpoint, then: dict[str, str], now: dict[str, str]) -> None:
+    for name in sorted(then.keys() | now.keys()):
+        if then.get(name) != now.get(name):
+            raise DataError(
+                f"{checkpoint.path}: the {name} have changed since this run began ("
+                f"{(then.get(name) or 'none')[:12]} then, {(now.get(name) or 'none')[:12]} now); "
+                "put them back, or start over with --restart"
+            )
+
+
+def _same_weights(loop: Loop, checkpoint: Checkpoint, masters: dict[str, Any]) -> None:
+    wanted = {name: tuple(master.shape) for name, master in loop.masters}
+    found = {name: tuple(tensor.shape) for name, tensor in masters.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        there, here = found.get(name), wanted.get(name)
+        if there != here:
+            raise RecipeError(
+                f"resume={checkpoint.path}: {name} is {there or 'not trained'} there and "
+                f"{here or 'not trained'} here; go on with the model and the use_peft and lora_* "
+                "keys it was made with"
+            )
