@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.tiny_models import tiny_model
+
 from trimtab.models.hub import quiet
 from trimtab.models.save import save_model
 from trimtab.models.tokenizers import train_byte_level_bpe
 
 VOCABULARY = 290
-WORDS = "the a red blue old young cat dog bird tree sees eats likes hides small big and or".split()
+WORDS = ("the", "a", "red", "blue", "old", "young", "cat", "dog", "bird", "tree", "sees", "eats")
 
 
 def sentence(rng: random.Random, words: int) -> str:
@@ -29,11 +30,14 @@ def make_tokenizer(**options: Any) -> Any:
     return train_byte_level_bpe(texts, VOCABULARY, **{"chat_template": None, **options})
 
 
-def save_tiny_model(folder: Path, *, seed: int = 0, name: str = "llama", **options: Any) -> Path:
-    """A random model of two layers, 32 wide, with its tokenizer."""
+def save_tiny_model(
+    folder: Path, *, seed: int = 0, name: str = "llama", width: int = 32, **options: Any
+) -> Path:
+    """A random model of two layers with its tokenizer; ``options`` are the tokenizer's."""
     quiet()
     tokenizer = make_tokenizer(**options)
-    settings = {
+    settings: dict[str, Any] = {
+        ("n_embd" if name == "gpt2" else "hidden_size"): width,
         ("n_layer" if name == "gpt2" else "num_hidden_layers"): 2,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

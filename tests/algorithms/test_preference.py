@@ -169,10 +169,32 @@ def test_evaluation_leaves_running_statistics_alone() -> None:
     stage = preference(policy(), "beta_dpo", main, held_out=held)
     stage.prepare(0, stage.micros(0))
     before = stage.state_dict()
-    found = stage.evaluate()
+    found = stage.evaluate(1)
     assert stage.state_dict() == before
     low, high = found["rewards/accuracies_ci95"]
     assert 0 <= low <= found["rewards/accuracies"] <= high <= 1 and found["pairs"] == 5
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_evaluating_at_the_reference_needs_no_pass(loss: str) -> None:
+    """The slow twin is the same evaluation with the model: equal where the policy is untouched."""
+    model = policy()
+    main, held = stream(pair_trees(6), 6), stream(pair_trees(5, seed=7), 1)
+    stage = preference(model, loss, main, held_out=held, reference=model)
+    slow = stage.evaluate(1)
+    calls = []
+    stage.stats = lambda micro: calls.append(micro)  # type: ignore[method-assign]
+    fast = stage.evaluate(0)
+    assert not calls
+    for name, value in slow.items():
+        assert fast[name] == pytest.approx(value, abs=1e-9), name
+
+
+def test_a_named_reference_is_not_taken_for_the_policy() -> None:
+    main, held = stream(pair_trees(6), 6), stream(pair_trees(5, seed=7), 1)
+    stage = preference(policy(), "dpo", main, held_out=held)  # another model as reference
+    stage.references.named = True
+    assert stage.evaluate(0)["rewards/margins"] == stage.evaluate(1)["rewards/margins"] != 0
 
 
 def test_language_model_loss_and_bits_per_byte() -> None:
@@ -180,10 +202,10 @@ def test_language_model_loss_and_bits_per_byte() -> None:
     model = policy()
     held = stream(trees, 1)
     stage = LanguageModelling(model, stream(trees, 6), total_steps=1, held_out=held)
-    found = stage.evaluate()
+    found = stage.evaluate(1)
     total = sum(by_hand(model.model, tree, 0)[0] for tree in trees)
     tokens = sum(tree.trained_count for tree in trees)
     assert found["loss"] == pytest.approx(-total / tokens, rel=1e-9)
     assert found["perplexity"] == pytest.approx(math.exp(-total / tokens), rel=1e-9)
     stage.held_out_bytes = 200
-    assert stage.evaluate()["bpb"] == pytest.approx(-total / math.log(2) / 200, rel=1e-9)
+    assert stage.evaluate(1)["bpb"] == pytest.approx(-total / math.log(2) / 200, rel=1e-9)

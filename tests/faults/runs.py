@@ -23,35 +23,44 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-
 from tests import tiny_runs
+
 from trimtab.training import files
 from trimtab.training.metrics import read_metrics, without_timings
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 PHASES = ("start", "train", "log", "evaluate", "sample", "save", "finish")
 STEPS = 7  # with 15 rows and 3 a step, an epoch ends inside
-_SHARED = (
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_SHARED = _words(
     "--output-dir run --cache-dir cache --precision fp32 --device cpu --threads 1 "
     f"--max-steps {STEPS} --per-device-train-batch-size 3 --token-budget 72 --learning-rate 1e-2 "
     "--save-steps 3 --logging-steps 2 --eval-steps 4 --sample-steps 5 --sample-prompts 1 "
     "--sample-max-new-tokens 3"
-).split()
-_ROWS = "--dataset ../pairs.jsonl --eval-dataset ../pairs_held.jsonl".split()
-_PAIRS = ["--model", "../model", *_ROWS]
+)
+_ROWS = "--dataset ../pairs.jsonl --eval-dataset ../pairs_held.jsonl"
+_PAIRS = f"--model ../model {_ROWS}"
 STAGES: dict[str, list[str]] = {
-    "pretrain": "pretrain --dataset ../texts.jsonl --eval-dataset ../texts_held.jsonl "
-    "--new-tokenizer.vocab-size 270 --new-model.hidden-size 16 --new-model.num-hidden-layers 2 "
-    "--context-length 8".split(),
-    "sft": "sft --model ../model --dataset ../answers.jsonl --eval-dataset ../answers_held.jsonl "
-    "--mix.dataset-name ../texts.jsonl --mix.weight 0.5".split(),
-    "dpo": ["dpo", *_PAIRS],
-    "dpo_lora": ["dpo", *_PAIRS, *"--use-peft --lora-r 2 --lora-dropout 0.1".split()],
-    "beta_dpo": ["dpo", *_PAIRS, "--loss", "beta_dpo"],
-    "kto": ["kto", *_PAIRS],
-    "orpo": ["orpo", *_PAIRS],
-    "tdpo2": ["dpo", *_PAIRS, "--loss", "tdpo2"],
-    "dpo_on_lora": ["dpo", *_ROWS, *"--model ../adapter/run --use-peft --lora-r 2".split()],
+    "pretrain": _words(
+        "pretrain --dataset ../texts.jsonl --eval-dataset ../texts_held.jsonl --context-length 8 "
+        "--new-tokenizer.vocab-size 270 --new-model.hidden-size 16 --new-model.num-hidden-layers 2"
+    ),
+    "sft": _words(
+        "sft --model ../model --dataset ../answers.jsonl --eval-dataset ../answers_held.jsonl "
+        "--mix.dataset-name ../texts.jsonl --mix.weight 0.5"
+    ),
+    "dpo": _words(f"dpo {_PAIRS}"),
+    "dpo_lora": _words(f"dpo {_PAIRS} --use-peft --lora-r 2 --lora-dropout 0.1"),
+    "beta_dpo": _words(f"dpo {_PAIRS} --loss beta_dpo"),
+    "kto": _words(f"kto {_PAIRS}"),
+    "orpo": _words(f"orpo {_PAIRS}"),
+    "tdpo2": _words(f"dpo {_PAIRS} --loss tdpo2"),
+    "dpo_on_lora": _words(f"dpo --model ../adapter/run {_ROWS} --use-peft --lora-r 2"),
 }
 
 
@@ -232,11 +241,15 @@ def outcome(folder: Path) -> dict[str, Any]:
 LAST = f"checkpoint-{STEPS}"
 
 
+def state(folder: Path) -> str | None:
+    """How the run stands by its own record; None before there is one."""
+    record = folder / "run/run.json"
+    return json.loads(record.read_text())["state"] if record.exists() else None
+
+
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Names of the files that differ."""
-    return sorted(
-        name for name in one.keys() | other.keys() if one.get(name) != other.get(name)
-    )
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
 def output(folder: Path) -> str:

@@ -7,11 +7,11 @@ files of the run folder but those that record when and how often it was started.
 from __future__ import annotations
 
 import importlib
-import json
 import random
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,9 +44,9 @@ class World:
         """What the stage gives when nobody kills it."""
         return self._calm(stage)[0]
 
-    def events(self, stage: str) -> Ended:
-        """The events of the undisturbed run."""
-        return self._calm(stage)[1]
+    def events(self, stage: str) -> Counter[str]:
+        """The events of the undisturbed run, by phase."""
+        return self._calm(stage)[1].events
 
     def _calm(self, stage: str) -> tuple[dict, Ended]:
         if stage not in self.calm:
@@ -57,6 +57,12 @@ class World:
             assert ended.code == 0, runs.output(folder)
             self.calm[stage] = runs.outcome(folder), ended
         return self.calm[stage]
+
+    def kill(
+        self, stage: str, phase: str, share: float, how: int = signal.SIGKILL, times: int = 1
+    ) -> Kill:
+        """At that share of the phase's events in the undisturbed run."""
+        return Kill(phase, max(1, round(share * self.events(stage)[phase])), how, times)
 
     def folder(self) -> Path:
         """A fresh folder for a trial."""
@@ -71,15 +77,14 @@ class World:
         The cache folder is the trial's own: a kill may fall into the writing of a cache.
         """
         folder, made = self.folder(), 0
-        for kill in kills:
+        for kill in [*kills, None]:
             ended = runs.run(folder, runs.STAGES[stage], kill, patch)
-            if ended.code == 0:  # the moment never came: this start had less to do
+            if ended.code == 0:  # at last; or the moment never came: this start had less to do
                 break
-            assert ended.code == -kill.signal, (ended, runs.output(folder))
+            assert kill and ended.code == -kill.signal, (kills, ended, runs.output(folder))
             made += 1
-        else:
-            ended = runs.run(folder, runs.STAGES[stage], patch=patch)
-            assert ended.code == 0, (kills, runs.output(folder))
+            if runs.state(folder) == "finished":  # killed when there was nothing left to do
+                break
         found = runs.differences(self.undisturbed(stage), runs.outcome(folder))
         shutil.rmtree(folder)
         return made, found
@@ -104,22 +109,23 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         patch.undo()
 
 
-# One line a stage: where it is killed first, and where the run that goes on is killed again.
+# One line a stage: where it is killed first, and where the run that goes on is killed again. The
+# number is a share of the phase's events in the whole run; the second start sees fewer of them.
 @pytest.mark.parametrize(
     ("stage", "kills"),
     [
-        ("pretrain", [Kill("evaluate", 10), Kill("save", 200)]),
-        ("sft", [Kill("train", 45), Kill("log", 3)]),
-        ("dpo", [Kill("save", 300), Kill("finish", 40)]),
-        ("dpo_lora", [Kill("train", 40), Kill("evaluate", 5)]),
-        ("beta_dpo", [Kill("train", 65), Kill("sample", 3)]),
-        ("kto", [Kill("start", 75), Kill("train", 90)]),
+        ("pretrain", [("evaluate", 0.5), ("save", 0.5)]),
+        ("sft", [("train", 0.65), ("log", 0.3)]),
+        ("dpo", [("save", 0.8), ("finish", 0.7)]),
+        ("dpo_lora", [("train", 0.7), ("evaluate", 0.2)]),
+        ("beta_dpo", [("train", 0.75), ("sample", 0.3)]),
+        ("kto", [("start", 0.9), ("train", 0.8)]),
     ],
 )
 def test_killed_and_run_again_ends_with_the_same_bits(
-    world: World, stage: str, kills: list[Kill]
+    world: World, stage: str, kills: list[tuple[str, float]]
 ) -> None:
-    made, differing = world.trial(stage, kills)
+    made, differing = world.trial(stage, [world.kill(stage, *kill) for kill in kills])
     assert made == len(kills), "the kills are meant to fall inside the run"
     assert differing == []
 
@@ -173,8 +179,8 @@ def test_a_run_that_forgets_something_is_found_out(
     differs: str | None,
 ) -> None:
     # Step 5: after the checkpoint of step 3, which holds half a logging window, and the log of 4.
-    at = round(world.events(stage).events["train"] * 4.5 / runs.STEPS)
-    made, differing = world.trial(stage, [Kill("train", at)], patched(*broken))
+    kill = world.kill(stage, "train", 4.5 / runs.STEPS)
+    made, differing = world.trial(stage, [kill], patched(*broken))
     assert made == 1
     assert "metrics.jsonl" in differing
     assert same not in differing
@@ -185,23 +191,24 @@ def test_a_run_that_forgets_something_is_found_out(
 @pytest.mark.parametrize(
     ("stage", "kill", "saved"),
     [
-        ("dpo_lora", Kill("train", 30, signal.SIGINT), 4),
-        ("beta_dpo", Kill("evaluate", 10, signal.SIGINT), 4),
-        ("sft", Kill("save", 40, signal.SIGINT), 3),
-        ("dpo", Kill("start", 45, signal.SIGINT), None),
-        ("dpo", Kill("finish", 30, signal.SIGINT), 7),
-        ("dpo", Kill("train", 45, signal.SIGINT, times=2), 3),
+        ("dpo_lora", ("train", 3.5 / runs.STEPS), 4),
+        ("beta_dpo", ("evaluate", 0.5), 4),
+        ("sft", ("save", 0.1), 3),
+        ("dpo", ("start", 0.6), None),
+        ("dpo", ("finish", 0.5), 7),
+        ("dpo", ("train", 5.5 / runs.STEPS, signal.SIGINT, 2), 3),
     ],
 )
 def test_ctrl_c_saves_and_the_same_command_goes_on(
-    world: World, stage: str, kill: Kill, saved: int | None
+    world: World, stage: str, kill: tuple, saved: int | None
 ) -> None:
     folder = world.folder()
-    ended = runs.run(folder, runs.STAGES[stage], kill)
+    where, how = kill[:2], kill[2:] or (signal.SIGINT,)
+    ended = runs.run(folder, runs.STAGES[stage], world.kill(stage, *where, *how))
     printed = runs.output(folder)
     assert ended.code == 130, printed
     assert "Traceback" not in printed
-    assert json.loads((folder / "run/run.json").read_text())["state"] == "interrupted"
+    assert runs.state(folder) == "interrupted"
     found = sorted(path.name for path in (folder / "run").glob("checkpoint-*"))
     assert (found[-1] if found else None) == (saved and f"checkpoint-{saved}")
     assert runs.run(folder, runs.STAGES[stage]).code == 0, runs.output(folder)
@@ -213,7 +220,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
 def test_fifty_kills(world: World, stage: str) -> None:
     """Random moments: an event of a random phase, or just any; up to three kills a run."""
     rng = random.Random(stage)
-    events = world.events(stage).events
+    events = world.events(stage)
     started = time.perf_counter()
     runs.run(world.folder(), runs.STAGES[stage])
     longest = round(1000 * (time.perf_counter() - started))

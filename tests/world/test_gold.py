@@ -35,7 +35,7 @@ def changed(story: str, request: Request = KITE) -> dict[str, float]:
 
 
 def test_weights_are_hundredths():
-    assert WEIGHTS == {"answers": 35, "coherent": 20, "kind": 25, "ends": 10, "unpadded": 10}
+    assert WEIGHTS == {"answers": 30, "coherent": 20, "kind": 30, "ends": 10, "unpadded": 10}
     assert sum(WEIGHTS.values()) == 100
 
 

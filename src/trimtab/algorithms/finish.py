@@ -9,6 +9,7 @@ from typing import Any
 
 from trimtab.algorithms.build import Built
 from trimtab.config.resolved import Resolved
+from trimtab.models.save import ADAPTER
 from trimtab.training.loop import RunState
 from trimtab.training.metrics import read_metrics
 from trimtab.training.model_card import Card, write_model_card
@@ -76,8 +77,9 @@ def card(resolved: Resolved, built: Built, command: Sequence[str], results: dict
     hyperparameters["precision"] = built.precision.name
     if loss is not None:
         hyperparameters.update({f"loss.{key}": value for key, value in loss.parameters.items()})
-    if recipe.use_peft:
-        hyperparameters.update({"lora_r": recipe.lora_r, "lora_alpha": recipe.lora_alpha})
+    if recipe.use_peft:  # an adapter that was trained further has its own
+        adapter: Any = built.stage.policy.model.peft_config[ADAPTER]  # type: ignore[index]
+        hyperparameters.update({"lora_r": adapter.r, "lora_alpha": adapter.lora_alpha})
     return Card(
         name=Path(recipe.output_dir).name,
         verb=resolved.verb if loss is None else loss.name,

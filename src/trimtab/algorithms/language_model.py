@@ -53,7 +53,7 @@ class LanguageModelling(Stage):
         }
         return Outcome([token_nll(batch, stats.logp, "nll")], metrics)
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, step: int) -> dict[str, float]:
         """Loss per token, perplexity, accuracy and, where bytes are known, bits per byte."""
         if self.held_out is None:
             return {}

@@ -149,7 +149,7 @@ class PreferenceOptimisation(Stage):
         """The loss of the family and, if asked for, the NLL of the preferred responses."""
         stats = self.stats(micro)
         sums = branch_sums(micro.batch, stats.logp)
-        record = self.judge(self.loss, micro, sums, stats)
+        record = self.judge(self.loss, micro, sums, stats.kl)
         weights = self._weights(micro)
         count = self.own_counts(micro)[self.spec.name]
         unit = UNITS[self.spec.kind]
@@ -180,9 +180,13 @@ class PreferenceOptimisation(Stage):
         return policy, Pair(_take(kept, batch.winner), _take(kept, batch.loser))
 
     def judge(
-        self, loss: Callable[..., Any], micro: Micro, sums: SequenceLogprobs, stats: TokenStats
+        self,
+        loss: Callable[..., Any],
+        micro: Micro,
+        sums: SequenceLogprobs,
+        kl: Tensor | None = None,
     ) -> PreferenceRecord:
-        """Call the loss with what it names."""
+        """Call the loss with what it names; ``kl`` [M] is the full-vocabulary KL of each token."""
         batch = micro.batch
         needs = self.spec.needs
         arguments: dict[str, Any] = {}
@@ -198,9 +202,11 @@ class PreferenceOptimisation(Stage):
             if "margins" in needs:
                 arguments["margins"] = batch.margin
             if "sequence_kl" in needs:
-                assert stats.kl is not None
-                kl = batch.sequence_sums(stats.kl)
-                arguments["sequence_kl"] = PairValues(kl[batch.winner], kl[batch.loser])
+                assert kl is not None
+                of_branch = batch.sequence_sums(kl)
+                arguments["sequence_kl"] = PairValues(
+                    of_branch[batch.winner], of_branch[batch.loser]
+                )
             terms: PreferenceTerms = loss(**arguments)
             return PreferenceRecord.of_pairs(batch, sums, terms)
         if self.spec.kind == "unpaired":
@@ -216,10 +222,11 @@ class PreferenceOptimisation(Stage):
 
     # ------------------------------------------------------------------ held-out rows
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self, step: int) -> dict[str, Any]:
         """Loss, accuracy, margins and log-probs on the held-out rows, with 95 % intervals.
 
-        The loss is a fresh one: evaluation never touches running statistics.
+        The loss is a fresh one: evaluation never touches running statistics. Before the first step
+        the policy is its own reference, whose log-probs are known: no pass over the rows is made.
         """
         if self.held_out is None:
             return {}
@@ -231,12 +238,22 @@ class PreferenceOptimisation(Stage):
         loss = self.make_loss()
         if "mismatched_policy" in self.spec.prepare_needs:
             self._prepare_mismatched(loss, micros)
+        known = self.references.held_out is not None and not self.references.named
+        if step == 0 and known and not self.live_needed:
+            return summarise([self._judge_at_reference(loss, micro) for micro in micros])
         with frozen(self.model):
             records = []
             for micro in micros:
                 stats = self.stats(micro)
-                records.append(self.judge(loss, micro, branch_sums(micro.batch, stats.logp), stats))
+                sums = branch_sums(micro.batch, stats.logp)
+                records.append(self.judge(loss, micro, sums, stats.kl))
         return summarise(records)
+
+    def _judge_at_reference(self, loss: Callable[..., Any], micro: Micro) -> PreferenceRecord:
+        """The record of a policy that is its reference."""
+        assert micro.reference is not None
+        lengths = micro.batch.length[: micro.batch.branch_count]
+        return self.judge(loss, micro, SequenceLogprobs(micro.reference, lengths))
 
     # ------------------------------------------------------------------ state
 

@@ -12,7 +12,7 @@ from trimtab.errors import RecipeError
 from trimtab.models import load, lora
 from trimtab.models.forward import choose_layout
 from trimtab.models.hub import read_json
-from trimtab.models.save import merge_adapter
+from trimtab.models.save import ADAPTER, merge_adapter
 from trimtab.training.precision import PrecisionChoice, choose_precision
 from trimtab.training.progress import Progress
 from trimtab.training.seeds import derive
@@ -95,6 +95,7 @@ class RecipeModel:
                 model = merge_adapter(model, torch.tensor(ids, device=self.device))
             return model.requires_grad_(True)
         if is_adapter:
+            self._check_adapter(model.peft_config[ADAPTER])
             return lora.continue_adapter(model, dropout=recipe.lora_dropout)
         return lora.attach(
             model,
@@ -104,6 +105,19 @@ class RecipeModel:
             target_modules=recipe.lora_target_modules,
             seed=derive(recipe.seed, "adapters") % 2**32,
         )
+
+    def _check_adapter(self, config: Any) -> None:
+        """An adapter that is trained further keeps its shape: refuse keys that ask for another."""
+        fields = type(self.recipe).model_fields
+        for key, has in (("lora_r", config.r), ("lora_alpha", config.lora_alpha)):
+            value = getattr(self.recipe, key)
+            if value not in (fields[key].default, has):
+                raise RecipeError(
+                    f"{key}={value:g}: the adapter in {self.recipe.model_name_or_path} has {has:g} "
+                    "and is trained further as it is; remove the key, or train a new adapter on a "
+                    "merged model"
+                )
+        self.note(f"training goes on with the adapter: rank {config.r}, alpha {config.lora_alpha}")
 
 
 def choose_device(requested: str) -> torch.device:

@@ -190,8 +190,15 @@ class RecipeRows:
         if self.resolved.verb == "sft" and branches and not stopped and self.renderer.stop_ids:
             raise DataError(
                 f"{rows.loaded.report.sources[0].source}: none of {branches} responses ends in a "
-                f"stop token ({sorted(self.renderer.stop_ids)}), so the model would never stop; raise "
+                f"stop token ({sorted(self.renderer.stop_ids)}), so the model would not stop; raise "
                 "max_length, or mend the chat template"
+            )
+        mismatched = self.spec and "mismatched_policy" in self.spec.prepare_needs
+        if self.spec and mismatched and self.recipe.rows_per_step < 2:
+            raise RecipeError(
+                f"per_device_train_batch_size={self.recipe.rows_per_step}: {self.spec.name} "
+                "estimates its KL from responses after the prompts of other rows of the step; "
+                "take at least 2 rows a step"
             )
         if self.spec is not None and self.spec.kind == "ranking":
             for store in rows.stores:

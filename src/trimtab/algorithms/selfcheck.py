@@ -132,8 +132,8 @@ def _reference(stage: PreferenceOptimisation, tolerance: float) -> Iterator[Chec
     if stage.spec.prepare_needs:
         return
     exact = SequenceLogprobs(micro.reference, sums.length)
-    at_reference = stage.judge(stage.make_loss(), micro, exact, stats).losses
-    found = stage.judge(stage.make_loss(), micro, sums, stats).losses
+    at_reference = stage.judge(stage.make_loss(), micro, exact, stats.kl).losses
+    found = stage.judge(stage.make_loss(), micro, sums, stats.kl).losses
     value, expected = found.mean().item(), at_reference.mean().item()
     close = math.isclose(value, expected, rel_tol=0.02, abs_tol=0.02)
     yield Check("loss at the reference", close, f"{value:.6f}, known value {expected:.6f}")

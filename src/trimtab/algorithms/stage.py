@@ -125,8 +125,8 @@ class Stage:
         """The algorithm's own terms."""
         raise AssertionError("an algorithm says what it optimises")
 
-    def evaluate(self) -> dict[str, Any]:
-        """Metrics on the held-out rows; empty without any."""
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """Metrics on the held-out rows after ``step`` steps; empty without any."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:

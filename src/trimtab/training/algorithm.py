@@ -68,8 +68,8 @@ class Algorithm(Protocol):
         """Forward pass of one micro-batch."""
         ...
 
-    def evaluate(self) -> dict[str, float]:
-        """Metrics on the held-out rows, named without their ``eval_``; empty without rows."""
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """Metrics on the held-out rows after ``step`` steps, named without their ``eval_``."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -282,7 +282,7 @@ class Loop:
 
     def _evaluate(self) -> None:
         start = time.perf_counter()
-        found = self.algorithm.evaluate()
+        found = self.algorithm.evaluate(self.state.step)
         if found:
             record: dict[str, Any] = {f"eval_{name}": value for name, value in found.items()}
             record["epoch"] = round(self.algorithm.epoch(self.state.step), 6)

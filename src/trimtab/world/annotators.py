@@ -6,8 +6,8 @@ sum, so that the preference between any two stories is Bradley-Terry,
     P(a preferred to b) = sigmoid((gold(a) - gold(b)) / noise),
 
 and the ranking of K stories is Plackett-Luce with the same strengths (Yellott 1977). ``noise`` is
-in units of gold reward: 0 never errs (ties are broken by a coin), 0.1 puts a story that is better
-by 0.1 first in 73 % of the cases and one that is better by 0.3 in 95 %.
+in units of gold reward: 0 never errs (ties are broken by a coin); 0.05 puts a story that is better
+by 0.05 first in 73 % of the cases and one that is better by 0.15 in 95 %.
 """
 
 from __future__ import annotations

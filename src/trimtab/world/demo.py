@@ -17,9 +17,10 @@ from typing import Any
 from trimtab.errors import UsageError
 from trimtab.world.corpus import (
     held_out_requests,
-    preference_rows,
+    judged_pairs,
     pretrain_documents,
     sft_rows,
+    train_requests,
     write_jsonl,
 )
 from trimtab.world.gold import gold_reward
@@ -33,18 +34,19 @@ class Size:
     pretrain_steps: int
     demonstrations: int
     sft_steps: int
-    pairs: int
+    asked: int
     dpo_steps: int
     requests: int
 
 
-FULL = Size(4000, 240, 1500, 60, 1500, 50, 64)
-FAST = Size(800, 40, 300, 15, 300, 12, 16)
+FULL = Size(4000, 240, 1500, 60, 320, 40, 64)
+FAST = Size(1200, 60, 300, 15, 48, 8, 16)
+SAMPLES = 4  # stories on each request that pairs are made of
 
 WHAT = {
     "pretrain": "a model of 1 M parameters learns to continue text, with a tokenizer made for it",
     "sft": "it learns to answer: only the story is trained, given the request",
-    "dpo": "it learns which of two stories people prefer, measured against itself before",
+    "dpo": "it learns which of its own stories people prefer, measured against itself before",
 }
 
 
@@ -65,6 +67,8 @@ def run_demo(*, output_dir: str, seed: int = 0, fast: bool = False) -> int:
     models: dict[str, Path] = {}
     for number, (verb, keys) in enumerate(_stages(folder, data, size, seed).items(), 1):
         _say(f"\n[{number}/3] {verb}: {WHAT[verb]}")
+        if verb == "dpo":
+            _write_pairs(data, models["sft"], size, seed)
         command = ["trimtab", "demo", "--output-dir", str(folder), "--seed", str(seed)]
         result = train(recipe_from_kwargs(verb, **keys), command=command)
         if result.interrupted:
@@ -72,7 +76,8 @@ def run_demo(*, output_dir: str, seed: int = 0, fast: bool = False) -> int:
             return 130
         models[verb] = result.output_dir
     _say("\nasking each model for stories about things that no training row combined ...")
-    told = {verb: _stories(path, size.requests, seed) for verb, path in models.items()}
+    asked = held_out_requests(size.requests, seed)
+    told = {verb: _stories(path, asked, seed) for verb, path in models.items()}
     summary = _summary(told, seed, time.perf_counter() - start)
     for line in _table(summary, told):
         _say(line)
@@ -95,17 +100,30 @@ def _write_data(folder: Path, size: Size, seed: int) -> dict[str, str]:
     rows: dict[str, Sequence[Any]] = {
         "text": [{"text": text} for text in pretrain_documents(size.documents, seed)],
         "answers": sft_rows(size.demonstrations, seed),
-        "pairs": preference_rows(size.pairs, seed),
         "text_eval": [{"text": text} for text in pretrain_documents(64, seed + 1)],
         "answers_eval": sft_rows(64, seed, split="held_out"),
-        "pairs_eval": preference_rows(128, seed, split="held_out"),
     }
     found: dict[str, str] = {}
     for name, part in rows.items():
         path = folder / f"{name}.jsonl"
         write_jsonl(path, part)
         found[name] = str(path)
+    for name in ("pairs", "pairs_eval"):
+        found[name] = str(folder / f"{name}.jsonl")
     return found
+
+
+def _write_pairs(data: dict[str, str], model: Path, size: Size, seed: int) -> None:
+    """Pairs of the model's own stories, compared by a simulated annotator."""
+    _say(f"asking it for {SAMPLES} stories on each of {size.asked} requests, and judging them ...")
+    for name, requests in (
+        ("pairs", train_requests(size.asked, seed)),
+        ("pairs_eval", held_out_requests(size.requests, seed + 1)),
+    ):
+        asked = [request for request in requests for _ in range(SAMPLES)]
+        told = [story for _, story in _stories(model, asked, seed)]
+        samples = [told[i : i + SAMPLES] for i in range(0, len(told), SAMPLES)]
+        write_jsonl(data[name], judged_pairs(requests, samples, seed))
 
 
 def _stages(folder: Path, data: dict[str, str], size: Size, seed: int) -> dict[str, dict[str, Any]]:
@@ -155,7 +173,7 @@ def _stages(folder: Path, data: dict[str, str], size: Size, seed: int) -> dict[s
             "eval_dataset_name": data["pairs_eval"],
             "max_length": 320,
             "per_device_train_batch_size": 16,
-            "learning_rate": 2e-4,
+            "learning_rate": 3e-4,
             "beta": 0.1,
             "max_steps": size.dpo_steps,
             "output_dir": str(folder / "dpo"),
@@ -163,8 +181,10 @@ def _stages(folder: Path, data: dict[str, str], size: Size, seed: int) -> dict[s
     }
 
 
-def _stories(model: Path, count: int, seed: int, batch: int = 32) -> list[tuple[str, str]]:
-    """(request, story) for held-out requests, sampled at temperature 1 under the demo's seed."""
+def _stories(
+    model: Path, requests: Sequence[str], seed: int, batch: int = 64
+) -> list[tuple[str, str]]:
+    """(request, story) for each request, sampled at temperature 1 under the demo's seed."""
     import torch
 
     from trimtab.data.chat import ChatRenderer
@@ -174,10 +194,9 @@ def _stories(model: Path, count: int, seed: int, batch: int = 32) -> list[tuple[
     tokenizer = load_tokenizer(model)
     policy: Any = load_model(model, dtype=torch.float32)
     renderer = ChatRenderer(tokenizer)
-    requests = held_out_requests(count, seed)
     found: list[tuple[str, str]] = []
     torch.manual_seed(derive(seed, "demo stories"))
-    for first in range(0, count, batch):
+    for first in range(0, len(requests), batch):
         chunk = requests[first : first + batch]
         prompts = [renderer.prompt_ids(request) for request in chunk]
         width = max(map(len, prompts))

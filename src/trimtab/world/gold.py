@@ -2,7 +2,7 @@
 
 Five parts, each in [0, 1], with fixed weights in hundredths:
 
-    answers   35  the hero, the goal, the place and the mood asked for are the ones told: the first
+    answers   30  the hero, the goal, the place and the mood asked for are the ones told: the first
                   that the story names in each role (the last for the mood); a right name with a
                   wrong species, or a right object with a wrong colour, counts half
     coherent  20  share of the words that the grammar can read
@@ -10,7 +10,7 @@ Five parts, each in [0, 1], with fixed weights in hundredths:
                   x 1/2 if the help does not mend the mishap
                   x 1/2 if the ending denies what the help achieved
                   x 1/2 if the hero, helper, goal or place becomes another
-    kind      25  mean over the call for help, the reply and the thanks: kind 1, plain 1/2, rude or
+    kind      30  mean over the call for help, the reply and the thanks: kind 1, plain 1/2, rude or
                   missing 0; the worst sentence counts where one is told twice
     ends      10  1 if "The end." is said once, at the end; 1/2 if it is said elsewhere or twice
     unpadded  10  1 less 1/4 for every sentence that repeats a role or a sentence or says nothing,
@@ -30,7 +30,7 @@ from trimtab.world.grammar import Request, parse_request
 from trimtab.world.lexicon import ARC, ROLES, THE_END, TONE_ROLES
 from trimtab.world.patterns import Sentence, longest, read_sentence, split_sentences
 
-WEIGHTS: dict[str, int] = {"answers": 35, "coherent": 20, "kind": 25, "ends": 10, "unpadded": 10}
+WEIGHTS: dict[str, int] = {"answers": 30, "coherent": 20, "kind": 30, "ends": 10, "unpadded": 10}
 CEILING = 1.0
 FLOOR = 0.0
 
