@@ -164,6 +164,46 @@ def test_cached_reference_follows_the_rows_not_their_order(tmp_path) -> None:
             torch.testing.assert_close(micro.reference, online, rtol=1e-5, atol=1e-5)
 
 
+def test_row_weights_reach_the_nll_term_and_the_evaluation() -> None:
+    """A row of weight 0 is as if it were not there; without weights it would be trained in full."""
+    trees = [
+        tree._replace(weight=weight, comparisons=(tree.comparisons[0]._replace(weight=weight),))
+        for tree, weight in zip(pair_trees(6), (1.0, 0.0, 2.0, 0.0, 0.5, 1.0), strict=True)
+    ]
+    kept = [tree for tree in trees if tree.weight > 0]
+    model = policy()
+    found = []
+    for rows in (trees, kept):
+        held = stream(rows, 1)
+        stage = preference(
+            model, "dpo", stream(rows, 6), nll_weight=0.5, held_out=held, reference=policy(seed=9)
+        )
+        outcome = stage.terms(stage.micros(0)[0])
+        means = [term.sum.item() / term.count for term in outcome.terms]
+        evaluation = stage.evaluate(1)
+        found.append([*means, evaluation["loss"], evaluation["nll_loss"]])
+        assert evaluation["loss"] == pytest.approx(means[0] + 0.5 * means[1], rel=1e-9)
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    plain = [tree._replace(weight=1.0) for tree in trees]
+    stage = preference(model, "dpo", stream(plain, 6), nll_weight=0.5)
+    nll = stage.terms(stage.micros(0)[0]).terms[1]
+    assert nll.sum.item() / nll.count != pytest.approx(found[0][1], rel=1e-4)
+
+
+def test_mismatched_rows_are_never_longer_than_the_rows() -> None:
+    import random
+
+    from tests.algorithms.support import branch, prompt
+
+    from trimtab.data.trees import Origin, TokenTree
+
+    rng = random.Random(0)
+    long_prompt = TokenTree(prompt(rng, 30), (branch(rng, 2),), (), Origin("x", 1))
+    long_answer = TokenTree(prompt(rng, 2), (branch(rng, 30),), (), Origin("x", 2))
+    crossed = mismatched([long_prompt, long_answer])
+    assert [tree.depth for tree in crossed] == [4]  # 30 + 30 would be beyond what was checked
+
+
 def test_evaluation_leaves_running_statistics_alone() -> None:
     main, held = stream(pair_trees(8), 4), stream(pair_trees(5, seed=7), 1)
     stage = preference(policy(), "beta_dpo", main, held_out=held)

@@ -190,7 +190,9 @@ def test_every_verb_ends_in_a_model_folder(
     run = world.run(verb, data, **keys, self_check=True, sample_prompts=1, sample_max_new_tokens=2)
     assert [record["step"] for record in run.trained] == [1, 2, 3]
     assert [record["step"] for record in run.evaluated] == [0, 3]
-    assert math.isfinite(run.results[metric]) and math.isfinite(run.results[f"{metric}_before"])
+    assert all(math.isfinite(record[metric]) for record in run.evaluated)
+    assert run.results[metric] == run.evaluated[1][metric]
+    assert run.results["eval_loss_before"] == run.evaluated[0]["eval_loss"]
     assert run.results["steps"] == 3 and run.results["rows"] == 12
     assert run.trained[-1]["epoch"] == 1.0
     assert json.loads((run.folder / "run.json").read_text())["state"] == "finished"
@@ -347,8 +349,10 @@ def test_lora_goes_through_the_stages(world: World) -> None:
     # The reference of the next stage is this policy, adapter included, and not its base.
     more = {"use_peft": True, "model_name_or_path": str(first.folder), "self_check": True}
     second = world.run("dpo", "pairs", **more)
-    assert second.results["eval_loss_before"] == pytest.approx(LN2, abs=1e-6)
-    assert second.results["eval_rewards/margins_before"] == pytest.approx(0, abs=1e-5)
+    assert second.evaluated[0]["eval_loss"] == pytest.approx(LN2, abs=1e-6)
+    assert second.evaluated[0]["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert second.trained[0]["loss"] == pytest.approx(LN2, abs=1e-5)
+    assert second.trained[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert second.results["eval_logps/chosen_before"] == pytest.approx(
         first.results["eval_logps/chosen"], rel=1e-5
     )

@@ -431,3 +431,20 @@ def test_keep_bytes_is_a_limit() -> None:
 
     assert saved(logits_bytes) == logits_bytes
     assert saved(logits_bytes - 1) == 0
+
+
+def test_an_entropy_that_is_only_logged_leaves_the_gradient_alone() -> None:
+    """A frozen head: same values, and the same gradient of logp as with the slower way."""
+    torch.manual_seed(0)
+    weight, targets = torch.randn(23, 8), torch.randint(0, 23, (11,))
+    found = []
+    for logged_only in (True, False):
+        hidden = torch.randn(11, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        stats = token_stats(
+            hidden, LogitHead(weight), targets, entropy=True, entropy_gradient=not logged_only
+        )
+        assert stats.entropy is not None and stats.entropy.requires_grad is not logged_only
+        stats.logp.sum().backward()
+        found.append((stats.logp, stats.entropy, hidden.grad))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)

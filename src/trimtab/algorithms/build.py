@@ -25,6 +25,7 @@ from trimtab.data.trees import TokenTree
 from trimtab.errors import RecipeError
 from trimtab.losses.contract import LossSpec, bind, describe
 from trimtab.models import load
+from trimtab.models.fingerprint import fingerprint
 from trimtab.models.hub import quiet
 from trimtab.models.save import save_model, verify_saved
 from trimtab.training.precision import PrecisionChoice
@@ -46,6 +47,7 @@ class Built:
     longest: TokenTree
     source: str | None
     rows: tuple[Rows, ...]
+    identities: dict[str, str]
 
     def save(self, folder: Path) -> None:
         """Write the model and its tokenizer as a Hugging Face folder."""
@@ -108,6 +110,7 @@ class _Builder:
             longest=longest,
             source=recipe.model_name_or_path,
             rows=every,
+            identities=self._identities(),
         )
 
     # ------------------------------------------------------------------ tokenizer and rows
@@ -120,6 +123,16 @@ class _Builder:
         source = load.locate(recipe.model_name_or_path, revision=recipe.model_revision)
         self.note(source.notice)
         return source
+
+    def _identities(self) -> dict[str, str]:
+        """Fingerprints of the models that the run starts from; a resumed one starts from them too."""
+        found: dict[str, str] = {}
+        if self.source is not None:
+            found["model"] = _identity(self.source)
+        name = getattr(self.recipe, "ref_model_name_or_path", None)
+        if name is not None:
+            found["reference"] = _identity(load.locate(name, key="ref_model_name_or_path"))
+        return found
 
     # ------------------------------------------------------------------ streams and stages
 
@@ -219,6 +232,12 @@ class _Builder:
         chat = self.renderer.template.source and self.resolved.verb != "pretrain"
         prompt: Any = [{"role": "user", "content": text}] if chat else text
         return SamplePrompt(tuple(self.renderer.prompt_ids(prompt)), text)
+
+
+def _identity(source: load.ModelSource) -> str:
+    """Fingerprint of a model folder; of an adapter's and its base's."""
+    folders = dict.fromkeys([source.folder, load.base_of(source).folder])
+    return ":".join(fingerprint(folder) for folder in folders)
 
 
 @contextlib.contextmanager

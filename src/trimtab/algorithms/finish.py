@@ -53,15 +53,18 @@ def finish(
         results["train_loss"] = logged[-1]["loss"]
     first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
     results.update({key: value for key, value in last.items() if key.startswith("eval_")})
+    if first.get("step") == 0 and not getattr(built.stage, "named_reference", True):
+        # The policy is still its own reference: implicit rewards are 0 and accuracies say nothing.
+        first = {k: v for k, v in first.items() if not k.startswith("eval_rewards/")}
     if evaluations and first["step"] < last["step"]:
         before = {k: v for k, v in first.items() if k.startswith("eval_")}
         results.update({f"{key}_before": value for key, value in before.items()})
     folder.place(
-        built.save,
+        built.save_and_verify,
         lambda path: _write_card(path, card(resolved, built, command, results)),
     )
     folder.finish(results)
-    for line in table(first if first is not last else {}, last):
+    for line in table(first if first.get("step") != last.get("step") else {}, last):
         progress.note(line)
     progress.note(f"done: {folder.path} is the model folder; metrics are in metrics.jsonl there")
     return results

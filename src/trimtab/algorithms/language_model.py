@@ -64,9 +64,10 @@ class LanguageModelling(Stage):
                 batch = micro.batch.to(self.policy.device)
                 stats = self.policy.token_stats(batch, correct=True)
                 assert stats.correct is not None
-                nll -= stats.logp.double().sum().item()
-                right += stats.correct.sum().item()
-                tokens += batch.target.numel()
+                weights = target_weights(batch).cpu().double()
+                nll -= (stats.logp.cpu().double() * weights).sum().item()
+                right += (stats.correct.cpu() * weights).sum().item()
+                tokens += weights.sum().item()
         loss = nll / tokens
         found = {
             "loss": loss,

@@ -40,12 +40,16 @@ class Policy:
         correct: bool = False,
         reference: tuple[Tensor, LogitHead] | None = None,
     ) -> TokenStats:
-        """Log-probs [M] of the trained tokens, and what else is asked for, in one pass."""
+        """Log-probs [M] of the trained tokens, and what else is asked for, in one pass.
+
+        The entropy is for the log: it has no gradient where that saves work.
+        """
         return token_stats(
             self.hidden(batch),
             self.head,
             batch.target_ids,
             entropy=entropy,
+            entropy_gradient=False,
             correct=correct,
             reference=reference,
         )

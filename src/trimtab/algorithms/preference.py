@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trimtab.algorithms.policy import Policy, branch_sums, frozen
 from trimtab.algorithms.reference import CachedLogprobs, LiveReference
-from trimtab.algorithms.stage import Mix, Stage
+from trimtab.algorithms.stage import Mix, Stage, target_weights
 from trimtab.algorithms.stream import TreeStream, micro_batches
 from trimtab.data.batch import TreeBatch, pack, split_by_tokens
 from trimtab.data.trees import TokenTree
@@ -76,6 +76,14 @@ class PreferenceOptimisation(Stage):
         self.nll_weight = nll_weight
         self.live_needed = "sequence_kl" in spec.needs
 
+    @property
+    def named_reference(self) -> bool:
+        """Whether implicit rewards mean something before the first step.
+
+        They are 0 while the policy is its own reference, and real for losses without a reference.
+        """
+        return self.references.named or "reference" not in self.spec.needs
+
     # ------------------------------------------------------------------ the step
 
     def attach(self, micro: Micro) -> None:
@@ -131,9 +139,9 @@ class PreferenceOptimisation(Stage):
     def own_counts(self, micro: Micro) -> Mapping[str, float]:
         """Comparisons, responses or prompts by weight; tokens of the preferred responses."""
         batch = micro.batch
-        counts = {self.spec.name: float(self._weights(micro).double().sum())}
+        counts = {self.spec.name: float(self._weights(micro).cpu().double().sum())}
         if self.nll_weight:
-            counts["nll"] = float(preferred_targets(batch).sum())
+            counts["nll"] = float(preferred_targets(batch).sum().cpu().double())
         return counts
 
     def _weights(self, micro: Micro) -> Tensor:
@@ -151,13 +159,14 @@ class PreferenceOptimisation(Stage):
         sums = branch_sums(micro.batch, stats.logp)
         record = self.judge(self.loss, micro, sums, stats.kl)
         weights = self._weights(micro)
-        count = self.own_counts(micro)[self.spec.name]
+        counts = self.own_counts(micro)
+        count = counts[self.spec.name]
         unit = UNITS[self.spec.kind]
         terms = [Term(self.spec.name, (record.losses * weights).sum(), count, unit)]  # type: ignore[arg-type]
         metrics = record.metrics()
         if self.nll_weight:
             preferred = preferred_targets(micro.batch)
-            total, tokens = -(stats.logp * preferred).sum(), float(preferred.sum())
+            total, tokens = -(stats.logp * preferred).sum(), counts["nll"]
             terms.append(Term("nll", total, tokens, "token", self.nll_weight))
             metrics["nll_loss"] = Metric(total.item(), tokens)
         return Outcome(terms, metrics)
@@ -208,17 +217,20 @@ class PreferenceOptimisation(Stage):
                     of_branch[batch.winner], of_branch[batch.loser]
                 )
             terms: PreferenceTerms = loss(**arguments)
-            return PreferenceRecord.of_pairs(batch, sums, terms)
+            return PreferenceRecord.of_pairs(batch, sums, terms, self._weights(micro))
         if self.spec.kind == "unpaired":
             assert batch.labels is not None
             found = loss(policy=sums, reference=reference, labels=batch.labels)
-            return PreferenceRecord.of_responses(batch, sums, found)
+            return PreferenceRecord.of_responses(batch, sums, found, self._weights(micro))
         order = ranking_order(batch)
         arguments["policy"] = _ranking(sums, order)
         if "reference" in needs:
             assert reference is not None
             arguments["reference"] = _ranking(reference, order)
-        return PreferenceRecord.of_rankings(batch, sums, loss(**arguments), order)
+        terms_of_rankings = loss(**arguments)
+        return PreferenceRecord.of_rankings(
+            batch, sums, terms_of_rankings, order, self._weights(micro)
+        )
 
     # ------------------------------------------------------------------ held-out rows
 
@@ -239,15 +251,24 @@ class PreferenceOptimisation(Stage):
         if "mismatched_policy" in self.spec.prepare_needs:
             self._prepare_mismatched(loss, micros)
         known = self.references.held_out is not None and not self.references.named
-        if step == 0 and known and not self.live_needed:
+        if step == 0 and known and not self.live_needed and not self.nll_weight:
             return summarise([self._judge_at_reference(loss, micro) for micro in micros])
+        nll, tokens = 0.0, 0.0
         with frozen(self.model):
             records = []
             for micro in micros:
                 stats = self.stats(micro)
                 sums = branch_sums(micro.batch, stats.logp)
                 records.append(self.judge(loss, micro, sums, stats.kl))
-        return summarise(records)
+                if self.nll_weight:
+                    preferred = preferred_targets(micro.batch)
+                    nll -= (stats.logp * preferred).sum().item()
+                    tokens += preferred.sum().item()
+        found = summarise(records)
+        if self.nll_weight and tokens:
+            found["nll_loss"] = nll / tokens
+            found["loss"] += self.nll_weight * found["nll_loss"]
+        return found
 
     def _judge_at_reference(self, loss: Callable[..., Any], micro: Micro) -> PreferenceRecord:
         """The record of a policy that is its reference."""
@@ -273,25 +294,32 @@ def mismatched(trees: Sequence[TokenTree]) -> list[TokenTree]:
 
     Neighbours with one prompt (several responses to it) would meet their own and bias z0. Trees of
     one step; where all have the same prompt (a last step of one row, say) there is no mismatch.
+    Nothing is made that is longer than the longest tree of the step, which is known to fit.
     """
     found: list[TokenTree] = []
+    limit = max((tree.depth for tree in trees), default=0)
     for i, tree in enumerate(trees):
+        room = limit - max((len(branch.ids) for branch in tree.branches), default=0)
         others = (trees[(i + shift) % len(trees)].trunk for shift in range(1, len(trees)))
-        trunk = next((other for other in others if other.ids != tree.trunk.ids), None)
+        fitting = (o for o in others if o.ids != tree.trunk.ids and len(o.ids) <= room)
+        trunk = next(fitting, None)
         if trunk is not None:
             found.append(TokenTree(trunk, tree.branches, (), tree.origin))
     return found
 
 
 def preferred_targets(batch: TreeBatch) -> Tensor:
-    """[M] 1 for tokens of responses that lose no comparison, and of trained prompts; else 0."""
+    """[M] the row's weight for tokens of responses that lose no comparison and of trained prompts.
+
+    0 for all others.
+    """
     losers = torch.zeros(batch.branch_count, dtype=torch.bool, device=batch.ids.device)
     losers[batch.loser] = True
     preferred = torch.ones(
         batch.branch_count + batch.tree_count, dtype=torch.float32, device=batch.ids.device
     )
     preferred[: batch.branch_count] = (~losers).float()
-    return preferred[batch.target_sequence]
+    return preferred[batch.target_sequence] * target_weights(batch)
 
 
 def ranking_order(batch: TreeBatch) -> Tensor:

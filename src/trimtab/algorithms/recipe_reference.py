@@ -120,7 +120,9 @@ class RecipeReference:
                 )
             layout = choose_layout(model, self.recipe.attn_layout).layout
             reference = Policy(model.requires_grad_(False), layout, policy.device)
-            who = fingerprint(found.folder)
+            theirs_only = found.kind == "adapter"  # a folder's fingerprint would leave out its base
+            who = fingerprint(model if theirs_only else found.folder)
+            self._check_vocabulary(name, reference, policy)
         return reference, ":".join([who, dtype, reference.layout, str(policy.device)])
 
     def _live(self, policy: Policy, source: Policy) -> LiveReference:
@@ -130,3 +132,12 @@ class RecipeReference:
             model: Any = policy.model
             return LiveReference(policy, lambda: lora.reference_context(model))
         return frozen_copy(policy)
+
+    def _check_vocabulary(self, name: str, reference: Policy, policy: Policy) -> None:
+        """A KL over the vocabulary needs the same one: models pad theirs to different sizes."""
+        theirs, ours = reference.head.vocabulary, policy.head.vocabulary
+        if "sequence_kl" in self.spec.needs and theirs != ours:
+            raise RecipeError(
+                f"ref_model_name_or_path={name!r}: has {theirs} logits and the policy {ours}; "
+                f"{self.spec.name} compares all of them, choose a reference with as many"
+            )

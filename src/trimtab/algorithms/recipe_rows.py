@@ -19,6 +19,7 @@ from trimtab.data.trees import TokenTree
 from trimtab.errors import DataError, RecipeError
 from trimtab.losses.contract import LossSpec
 from trimtab.models import load
+from trimtab.models.hub import read_json
 from trimtab.models.tokenizers import train_byte_level_bpe
 from trimtab.training.progress import Progress
 
@@ -65,7 +66,7 @@ class RecipeRows:
         """The rows to train on, checked."""
         rows = self._rows("training", self.recipe.train_specs(), self.recipe.max_train_rows)
         self.check(rows)
-        return rows
+        return self._check_trees(rows)
 
     def _generation_config(self) -> Any:
         if self.source is None:
@@ -117,7 +118,7 @@ class RecipeRows:
         if isinstance(recipe, PretrainRecipe):
             return TokeniseOptions(max_length=None, context_length=recipe.context_length)
         common: dict[str, Any] = {
-            "max_length": recipe.max_length,
+            "max_length": recipe.max_length or self._positions(),
             "max_prompt_length": recipe.max_prompt_length,
             "truncation_mode": recipe.truncation_mode,
         }
@@ -134,6 +135,14 @@ class RecipeRows:
             unpaired=self.spec.kind == "unpaired",
             group_by_prompt=recipe.group_by_prompt,
         )
+
+    def _positions(self) -> int | None:
+        """The model's own limit of a sequence's length, where it has one."""
+        assert self.source is not None
+        config = read_json(load.base_of(self.source).folder / "config.json")
+        text = config.get("text_config", {})
+        names = ("max_position_embeddings", "n_positions")
+        return next((c[name] for c in (config, text) for name in names if c.get(name)), None)
 
     def _rows(self, role: str, specs: Sequence[Any], max_rows: int | None) -> Rows:
         accept = ACCEPT[self.spec.kind if self.spec else self.resolved.verb]
@@ -155,24 +164,33 @@ class RecipeRows:
         """The rows to evaluate on, if the recipe names some."""
         specs = self.recipe.eval_specs()
         trained_on = {spec.path for spec in self.recipe.train_specs()}
+        named = self.recipe.eval_dataset_name or self.recipe.eval_datasets
         for spec in specs:
-            if spec.path in trained_on and Path(spec.path).is_file():
+            if spec.path not in trained_on or not Path(spec.path).is_file():
+                continue
+            if named:
+                self.note(f"{spec.path} is held out and trained on: its metrics show memory")
+            else:
                 raise RecipeError(
                     f"dataset_test_split={spec.split}: {spec.path} is a single file, which has no "
                     "splits: its rows would be trained on and held out; give --eval-dataset-name "
                     "FILE, or --dataset-test-split null for no evaluation"
                 )
-        return self._rows("held-out", specs, self.recipe.max_eval_rows) if specs else None
+        if not specs:
+            return None
+        return self._check_trees(self._rows("held-out", specs, self.recipe.max_eval_rows))
 
     def mix(self) -> Rows | None:
         """The rows of the mixed-in language-model term, if the recipe has one."""
         mix = self.recipe.mix
         if mix is None:
             return None
-        length = mix.max_length or getattr(
-            self.recipe, "context_length", getattr(self.recipe, "max_length", None)
-        )
-        options = TokeniseOptions(max_length=length, context_length=length)
+        if isinstance(self.recipe, PretrainRecipe) and mix.max_length is None:
+            window: int | None = self.recipe.context_length
+        else:
+            length = mix.max_length or self._options().max_length
+            window = None if length is None else length - 1  # and the token before it
+        options = TokeniseOptions(max_length=None, context_length=window)
         return load_rows(
             "mix",
             mix.specs(),
@@ -190,7 +208,7 @@ class RecipeRows:
         if self.resolved.verb == "sft" and branches and not stopped and self.renderer.stop_ids:
             raise DataError(
                 f"{rows.loaded.report.sources[0].source}: none of {branches} responses ends in a "
-                f"stop token ({sorted(self.renderer.stop_ids)}), so the model would not stop; raise "
+                f"stop token ({sorted(self.renderer.stop_ids)}), so it would never stop; raise "
                 "max_length, or mend the chat template"
             )
         mismatched = self.spec and "mismatched_policy" in self.spec.prepare_needs
@@ -200,15 +218,27 @@ class RecipeRows:
                 "estimates its KL from responses after the prompts of other rows of the step; "
                 "take at least 2 rows a step"
             )
-        if self.spec is not None and self.spec.kind == "ranking":
-            for store in rows.stores:
-                for tree in store:
-                    if len(set(tree.ranks)) != len(tree.ranks):
-                        raise DataError(
-                            f"{tree.origin.source}:{tree.origin.row}: ranks: {list(tree.ranks)} "
-                            f"holds a tie, which {self.spec.name} cannot express; break the tie, "
-                            "or use --loss dpo, which takes all ordered pairs"
-                        )
+
+    def _check_trees(self, rows: Rows) -> Rows:
+        """Every tree has what the loss reads: a strict order for rankings, labels for single ones."""
+        kind = None if self.spec is None else self.spec.kind
+        if self.spec is None or kind == "pair":
+            return rows
+        for tree in (tree for store in rows.stores for tree in store):
+            place = f"{tree.origin.source}:{tree.origin.row}"
+            given = tree.ranks if kind == "ranking" else tree.labels
+            if len(given) != len(tree.branches):
+                what = "one ranking" if kind == "ranking" else "one label each"
+                raise DataError(
+                    f"{place}: group_by_prompt=true: rows of this prompt have no common scores, so "
+                    f"its {len(tree.branches)} responses have not {what}; remove group_by_prompt"
+                )
+            if kind == "ranking" and len(set(tree.ranks)) != len(tree.ranks):
+                raise DataError(
+                    f"{place}: ranks: {list(tree.ranks)} holds a tie, which {self.spec.name} "
+                    "cannot express; break the tie, or use --loss dpo, which takes all ordered pairs"
+                )
+        return rows
 
     def longest(self, rows: Sequence[Rows], policy: Policy) -> TokenTree:
         """The tree with most tokens; refuses one deeper than the model's positions."""
@@ -218,9 +248,11 @@ class RecipeRows:
         if limit is not None and deepest[0] > limit:
             store = stores[deepest[1]]
             origin = store[int(store.depths.argmax())].origin
+            pretrain = isinstance(self.recipe, PretrainRecipe)
+            remedy = f"context_length to at most {limit - 1}" if pretrain else f"max_length {limit}"
             raise DataError(
                 f"{origin.source}:{origin.row}: {deepest[0]} tokens are more than the model's "
-                f"{limit} positions; set max_length (context_length) to at most {limit}"
+                f"{limit} positions; set {remedy}"
             )
         main = rows[0].stores
         best = max(main, key=lambda store: int(store.token_counts.max()))

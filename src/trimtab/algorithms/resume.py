@@ -8,6 +8,7 @@ are of the same kind.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,10 @@ def memory(resolved: Resolved, built: Built) -> dict[str, Any]:
     recipe = resolved.recipe
     loss = recipe.loss.name if isinstance(recipe, PreferenceRecipe) else resolved.verb
     inputs = {f"{rows.role} rows": rows.loaded.fingerprint for rows in built.rows}
+    for rows in built.rows:
+        trees = [store.fingerprint() for store in rows.stores]
+        inputs[f"{rows.role} trees"] = hashlib.sha256(":".join(trees).encode()).hexdigest()
+    inputs |= built.identities
     return {
         "precision": built.precision.name,
         "optimizer": recipe.optim,

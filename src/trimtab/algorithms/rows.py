@@ -96,6 +96,7 @@ def load_rows(
     summary = _summary(role, loaded, stores, reports)
     note(summary)
     weights = None if loaded.weights is None else tuple(loaded.weights)
+    loaded = dataclasses.replace(loaded, examples=[])  # trees are compact, rows are not
     return Rows(role, tuple(stores), weights, tuple(reports), loaded, summary)
 
 

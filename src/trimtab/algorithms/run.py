@@ -29,6 +29,7 @@ from trimtab.algorithms.finish import finish
 from trimtab.algorithms.resume import memory, restore
 from trimtab.algorithms.selfcheck import as_record, self_check
 from trimtab.config.resolved import Resolved, difference, to_yaml
+from trimtab.errors import RunError
 from trimtab.training import files
 from trimtab.training.algorithm import Micro
 from trimtab.training.checkpoint import CheckpointStore
@@ -75,8 +76,26 @@ def train(resolved: Resolved, *, command: Sequence[str]) -> RunResult:
             resume=control.resume,
         ) as folder,
         Progress(0, resolved.verb, mode=mode) as progress,
+        _enough_memory(),
     ):
         return _train_in(folder, resolved, progress, command)
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Running out of memory in one line: which keys to turn, and that nothing is lost."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not ran_out and "can't allocate memory" not in text:
+            raise
+        raise RunError(
+            f"out of memory ({' '.join(text.split())[:120]}); lower token_budget or max_length, "
+            "set gradient_checkpointing=true or use_peft=true; the same command goes on from the last "
+            "checkpoint"
+        ) from error
 
 
 def _dry_run(resolved: Resolved, mode: Mode) -> RunResult:

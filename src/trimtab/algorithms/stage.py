@@ -49,7 +49,7 @@ def token_nll(batch: TreeBatch, logp: Tensor, name: str, weight: float = 1.0) ->
 
 def token_count(batch: TreeBatch) -> float:
     """Trained tokens, each counted with its row's weight."""
-    return float(target_weights(batch).double().sum())
+    return float(target_weights(batch).cpu().double().sum())
 
 
 class Stage:
@@ -115,7 +115,7 @@ class Stage:
         assert self.mix is not None
         if self.mix.reduction == "token_mean":
             return token_count(batch)
-        return float(batch.tree_weight.double().sum())
+        return float(batch.tree_weight.cpu().double().sum())
 
     def own_counts(self, micro: Micro) -> Mapping[str, float]:
         """Counts of the algorithm's own terms."""

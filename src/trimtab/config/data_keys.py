@@ -253,15 +253,17 @@ class LengthKeys(Keys):
     max_length: Whole | None = Field(
         default=1024,
         ge=2,
-        description="Longest prompt + response in tokens; null: the model's own limit.",
+        description="Longest prompt + response in tokens: a response loses its end, and a row "
+        "whose prompt leaves no room is dropped; null: the model's own limit.",
     )
     max_prompt_length: Whole | None = Field(
-        default=None, ge=1, description="Longest prompt in tokens; null: only max_length counts."
+        default=None,
+        ge=1,
+        description="Longest prompt in tokens, cut before anything else; null: prompts stay whole.",
     )
     truncation_mode: Literal["keep_end", "keep_start"] = Field(
         default="keep_end",
-        description="Which end of a prompt that is too long is kept (responses are never cut "
-        "before it).",
+        description="Which end of a prompt longer than max_prompt_length is kept.",
     )
 
     @model_validator(mode="after")

@@ -50,6 +50,10 @@ def _no_samples(recipe: TrainRecipe) -> bool:
     return recipe.sample_prompts in (0, [])
 
 
+def _whole_prompts(recipe: TrainRecipe) -> bool:
+    return getattr(recipe, "max_prompt_length", None) is None
+
+
 def _no_nll(recipe: TrainRecipe) -> bool:
     return isinstance(recipe, PreferenceRecipe) and recipe.nll_weight == 0
 
@@ -110,6 +114,11 @@ _RULES = (
         ("sample_steps", "sample_max_new_tokens"),
         _no_samples,
         "has no effect with sample_prompts=0",
+    ),
+    _Rule(
+        ("truncation_mode",),
+        _whole_prompts,
+        "has no effect without max_prompt_length: prompts are kept whole, responses lose their end",
     ),
     _Rule(("nll_span",), _no_nll, "has no effect with nll_weight=0; give nll_weight"),
     _Rule(

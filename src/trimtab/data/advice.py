@@ -68,7 +68,7 @@ def listed(words: Collection[str]) -> str:
 
 def _remedy(kinds: Collection[Kind], present: Collection[str]) -> str:
     """``; write --columns prompt=question`` where renaming gives one of the kinds."""
-    example = ""
+    lacking: list[str] | None = None  # of the kind that lacks least
     for kind, needs in REQUIRED:
         if kind not in kinds:
             continue
@@ -84,8 +84,10 @@ def _remedy(kinds: Collection[Kind], present: Collection[str]) -> str:
             if not renames:  # such as completions with a label, for a stage that wants none
                 return f"; to read them as such, give the source kind: {kind}"
             return "; write --columns " + ",".join(f"{a}={b}" for a, b in renames.items())
-        example = example or next(name for name in needs if name not in present)
-    return f"; name yours: --columns {example}=YOUR_COLUMN" if example else ""
+        lacks = [name for name in needs if name not in present]
+        if lacking is None or len(lacks) < len(lacking):
+            lacking = lacks
+    return f"; name yours: --columns {lacking[0]}=YOUR_COLUMN" if lacking else ""
 
 
 def _similar(name: str, columns: Sequence[str]) -> str | None:

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateSyntaxError
+
 from trimtab.data.chat_tokens import Encoder, name_of, shared_length
 from trimtab.data.rows import Message
 from trimtab.errors import DataError
@@ -127,6 +129,11 @@ class Template:
                 add_generation_prompt=generation_prompt,
                 **{**self.variables, **(extra or {})},
             )
+        except TemplateSyntaxError as error:
+            raise DataError(
+                f"tokenizer {name_of(self.tokenizer)}: line {error.lineno} of its chat template is "
+                f"no valid Jinja: {_one_line(error)}; mend chat_template.jinja in its folder"
+            ) from error
         except Exception as error:  # a template is a program: it may raise anything
             reason = "the chat template refuses the conversation"
             raise RowProblem(reason, _one_line(error)) from error

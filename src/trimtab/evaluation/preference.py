@@ -23,12 +23,13 @@ from trimtab.training.terms import Metric
 class PreferenceRecord:
     """Losses of one micro-batch with gradient, and detached columns of its comparisons.
 
-    ``losses`` has one entry a unit of the loss; the columns have one a comparison [P]: implicit
-    rewards and log-probs. Where responses are judged one by one (``paired`` False), the wanted ones
+    ``losses`` and ``weights`` have one entry a unit of the loss; the columns have one a comparison
+    [P]: implicit rewards and log-probs. Where responses are judged one by one (``paired`` False), the wanted ones
     stand under chosen and the unwanted under rejected, and the two need not be equally many.
     """
 
     losses: Tensor
+    weights: Tensor
     chosen_rewards: Tensor
     rejected_rewards: Tensor
     chosen: SequenceLogprobs
@@ -37,11 +38,12 @@ class PreferenceRecord:
 
     @staticmethod
     def of_pairs(
-        batch: TreeBatch, sums: SequenceLogprobs, terms: PreferenceTerms
+        batch: TreeBatch, sums: SequenceLogprobs, terms: PreferenceTerms, weights: Tensor
     ) -> PreferenceRecord:
         """Record of a paired loss."""
         return PreferenceRecord(
             terms.losses,
+            weights,
             terms.chosen_rewards.detach(),
             terms.rejected_rewards.detach(),
             _detached(sums, batch.winner),
@@ -50,16 +52,17 @@ class PreferenceRecord:
 
     @staticmethod
     def of_responses(
-        batch: TreeBatch, sums: SequenceLogprobs, terms: UnpairedTerms
+        batch: TreeBatch, sums: SequenceLogprobs, terms: UnpairedTerms, weights: Tensor
     ) -> PreferenceRecord:
         """Record of an unpaired loss; labelled rows that came as pairs are still compared."""
         assert batch.labels is not None
-        paired = batch.winner.numel() > 0
+        paired = 2 * batch.winner.numel() == batch.branch_count
         wanted = batch.winner if paired else batch.labels.nonzero().squeeze(1)
         unwanted = batch.loser if paired else (~batch.labels).nonzero().squeeze(1)
         rewards = terms.rewards.detach()
         return PreferenceRecord(
             terms.losses,
+            weights,
             rewards[wanted],
             rewards[unwanted],
             _detached(sums, wanted),
@@ -69,7 +72,11 @@ class PreferenceRecord:
 
     @staticmethod
     def of_rankings(
-        batch: TreeBatch, sums: SequenceLogprobs, terms: RankingTerms, order: Tensor
+        batch: TreeBatch,
+        sums: SequenceLogprobs,
+        terms: RankingTerms,
+        order: Tensor,
+        weights: Tensor,
     ) -> PreferenceRecord:
         """Record of a listwise loss: all comparisons of each ranking."""
         flat = torch.zeros_like(sums.sum)
@@ -77,6 +84,7 @@ class PreferenceRecord:
         flat = flat.index_put((order[real],), terms.rewards.detach()[real])
         return PreferenceRecord(
             terms.losses,
+            weights,
             flat[batch.winner],
             flat[batch.loser],
             _detached(sums, batch.winner),
@@ -105,14 +113,15 @@ def summarise(records: Sequence[PreferenceRecord]) -> dict[str, Any]:
     the model gives the chosen response the higher summed log-prob, ``logps/accuracies_mean`` the
     higher log-prob per token: these exist before any training too, when all implicit rewards are 0.
     """
-    losses = torch.cat([record.losses.detach() for record in records]).double()
-    chosen_rewards = torch.cat([r.chosen_rewards for r in records]).double()
-    rejected_rewards = torch.cat([r.rejected_rewards for r in records]).double()
+    losses = torch.cat([record.losses.detach() for record in records]).cpu().double()
+    weights = torch.cat([record.weights for record in records]).cpu().double()
+    chosen_rewards = torch.cat([r.chosen_rewards for r in records]).cpu().double()
+    rejected_rewards = torch.cat([r.rejected_rewards for r in records]).cpu().double()
     chosen, rejected = (
         _joined([r.chosen for r in records]),
         _joined([r.rejected for r in records]),
     )
-    found: dict[str, Any] = {"loss": losses.mean().item()}
+    found: dict[str, Any] = {"loss": ((losses * weights).sum() / weights.sum()).item()}
     _add_mean(found, "rewards/chosen", chosen_rewards)
     _add_mean(found, "rewards/rejected", rejected_rewards)
     _add_mean(found, "logps/chosen", chosen.sum)
@@ -131,7 +140,7 @@ def summarise(records: Sequence[PreferenceRecord]) -> dict[str, Any]:
 def _add_mean(found: dict[str, Any], name: str, values: Tensor) -> None:
     if values.numel() == 0:  # labelled responses of one class only
         return
-    interval = mean_interval(values.double().cpu().numpy())
+    interval = mean_interval(values.cpu().double().numpy())
     found[name] = interval.mean
     if interval.n > 1:  # one value has no spread
         found[f"{name}_ci95"] = [interval.low, interval.high]
@@ -153,5 +162,6 @@ def _detached(sums: SequenceLogprobs, index: Tensor) -> SequenceLogprobs:
 
 def _joined(parts: Sequence[SequenceLogprobs]) -> SequenceLogprobs:
     return SequenceLogprobs(
-        torch.cat([part.sum for part in parts]).double(), torch.cat([part.length for part in parts])
+        torch.cat([part.sum for part in parts]).cpu().double(),
+        torch.cat([part.length for part in parts]).cpu(),
     )

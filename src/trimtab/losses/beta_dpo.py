@@ -65,7 +65,7 @@ class BetaDPO:
         """
         chosen = log_ratio(policy.chosen, reference.chosen)
         rejected = log_ratio(policy.rejected, reference.rejected)
-        gaps = (chosen - rejected).detach().double()
+        gaps = (chosen - rejected).detach().cpu().double()  # MPS has no fp64
         noise = torch.empty(gaps.shape, dtype=torch.float64, device=generator.device)
         noise = noise.exponential_(generator=generator).to(gaps.device)
         if gaps.numel() == 0 or not bool(torch.isfinite(gaps).all()):

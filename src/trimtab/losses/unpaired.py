@@ -76,7 +76,7 @@ class KTO:
             self.z0 = 0.0
         else:
             # clamp and not max(): a NaN has to reach the loss, where the run's finite check is.
-            self.z0 = log_ratios.double().mean().clamp(min=0.0).item()
+            self.z0 = log_ratios.cpu().double().mean().clamp(min=0.0).item()
 
     def __call__(
         self, policy: SequenceLogprobs, reference: SequenceLogprobs, labels: Tensor

@@ -238,7 +238,9 @@ def _recorded(model: nn.Module, batch: TreeBatch) -> tuple[list[LayerCall], Hidd
 
 def _difference(shared: Hidden, oracle: Hidden) -> float:
     """Relative distance of the answers of two layouts."""
-    a, b = (torch.cat((hidden.targets(), hidden.ends())).double() for hidden in (shared, oracle))
+    a, b = (  # on the CPU: MPS has no fp64
+        torch.cat((hidden.targets(), hidden.ends())).cpu().double() for hidden in (shared, oracle)
+    )
     return float((a - b).norm() / b.norm())
 
 

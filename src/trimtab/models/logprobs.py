@@ -100,6 +100,7 @@ def token_stats(
     *,
     temperature: float = 1.0,
     entropy: bool = False,
+    entropy_gradient: bool = True,
     correct: bool = False,
     square: bool = False,
     reference: tuple[Tensor, LogitHead] | None = None,
@@ -110,8 +111,9 @@ def token_stats(
 
     ``reference`` (its hidden states [M, d'] and head, neither differentiated) asks for ``kl``.
     ``temperature`` divides the final logits (after a soft-cap), of the reference too. Results are
-    fp32, or fp64 for fp64 models. ``chunk_bytes`` bounds one fp32 chunk of logits, of which a few
-    exist at a time; ``keep_bytes`` bounds what is kept for the backward pass in place of computing
+    fp32, or fp64 for fp64 models. ``entropy_gradient`` False is for an entropy that is only logged:
+    a frozen head then needs two products. ``chunk_bytes`` bounds one fp32 chunk of logits, of which
+    a few exist at a time; ``keep_bytes`` bounds what is kept for the backward pass in place of computing
     it again. Neither changes a result beyond the rounding of a matrix product of another shape.
     """
     assert hidden.ndim == 2 and targets.shape == hidden.shape[:1], (hidden.shape, targets.shape)
@@ -126,7 +128,7 @@ def token_stats(
     kept = hidden.shape[0] * size * hidden.element_size() * (1 if reference is None else 2)
     way = "none"
     if torch.is_grad_enabled() and (hidden.requires_grad or head.trains):
-        if not head.trains and not entropy and reference is None:
+        if not head.trains and not (entropy and entropy_gradient) and reference is None:
             way = "scale"
         else:
             way = "keep" if kept <= keep_bytes else "recompute"
@@ -261,7 +263,8 @@ class _TokenStats(torch.autograd.Function):
                 torch.mm(unit.to(weight.dtype), weight, out=unit_gradient[chunk])
         ctx.job = job
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(x for x in (correct, square) if x is not None))
+        plain = (correct, square, entropy if job.way == "scale" else None)
+        ctx.mark_non_differentiable(*(x for x in plain if x is not None))
         if job.way == "scale":
             ctx.save_for_backward(unit_gradient)
         elif job.way != "none":

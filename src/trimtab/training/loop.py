@@ -112,20 +112,26 @@ class Loop:
             if self.settings.eval_on_start:
                 self._evaluate()
             if self.settings.sample_steps is not None:
-                self.hooks.sample(0)
+                self._aside(self.hooks.sample)
         saved_at = self.state.step
         while self.state.step < last:
             self.train_step()
             self.hooks.progress(self.state.step)
             self._after_step(last)
             if self._due(self.settings.save_steps) or self.state.step == last:
-                self.hooks.save(self.state.step)
+                self._aside(self.hooks.save)
                 saved_at = self.state.step
             if self.state.step < last and should_stop():
                 if saved_at != self.state.step:
                     self.hooks.save(self.state.step)
                 return False
         return True
+
+    def _aside(self, hook: Callable[[int], None]) -> None:
+        """Call a hook whose time is not training time."""
+        start = time.perf_counter()
+        hook(self.state.step)
+        self._window_start += time.perf_counter() - start
 
     def _due(self, every: int | None) -> bool:
         return every is not None and every > 0 and self.state.step % every == 0
@@ -139,7 +145,7 @@ class Loop:
         if self.settings.sample_steps is not None and (
             final or self._due(self.settings.sample_steps)
         ):
-            self.hooks.sample(self.state.step)
+            self._aside(self.hooks.sample)
 
     # ------------------------------------------------------------------ one step
 

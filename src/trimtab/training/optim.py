@@ -66,8 +66,9 @@ def load_optimizer_tensors(
     assert state.keys() <= parameters.keys(), "the optimizer state is of other parameters"
     for name, slots in state.items():
         parameter = parameters[name]
-        # Counters stay where torch put them; moments live beside their parameter.
+        # Moments live beside their parameter; so do counters, but of the plain (unfused) kernels.
+        fused = bool(optimizer.defaults.get("fused"))
         optimizer.state[parameter] = {
-            slot: value.clone() if value.ndim == 0 else value.to(parameter.device)
+            slot: value.clone() if value.ndim == 0 and not fused else value.to(parameter.device)
             for slot, value in slots.items()
         }

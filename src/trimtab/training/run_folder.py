@@ -5,6 +5,7 @@
     an unfinished run, same recipe  it goes on from its newest checkpoint
     an unfinished run, another one  refused with the differences
     a finished run                  refused
+    a run that was itself refused   a fresh run: its recipe or its data were wrong, nothing is lost
     something else                  refused: nothing of the user's is touched
     a run that is going on          refused
 
@@ -38,7 +39,7 @@ from trimtab.training.aside import RECORD, foreign_names, set_aside, step_of
 from trimtab.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from trimtab.training.environment import describe_environment, exactness_notes
 
-State = Literal["running", "interrupted", "failed", "finished"]
+State = Literal["running", "interrupted", "failed", "refused", "finished"]
 Difference = Callable[[str], Sequence[str]]
 """Given the old run's resolved YAML: one short line per key that differs, none if none does."""
 
@@ -117,6 +118,8 @@ class RunFolder:
         return self
 
     def _decide(self, compare: Difference, restart: bool, resume: Path | None) -> None:
+        if self._record.get("state") == "refused":
+            self._record = {}
         old = self._record
         if old and restart:
             aside = set_aside(self.path, lambda name: True)
@@ -285,6 +288,9 @@ class RunFolder:
                 self._put(f"{name}_results.json", json.dumps(part, indent=1) + "\n")
         self.mark("finished")
 
+    def _has_checkpoints(self) -> bool:
+        return any(step_of(path.name) >= 0 for path in self.path.iterdir())
+
     def close(self) -> None:
         """Let go of the lock; what is recorded stays."""
         self._lock.release()
@@ -298,7 +304,9 @@ class RunFolder:
                 if kind is not None and not issubclass(kind, Exception):  # Ctrl-C, SystemExit
                     self.mark("interrupted")
                 elif error is not None:
-                    self.mark("failed", (str(error).splitlines() or [type(error).__name__])[0])
+                    refused = isinstance(error, UsageError) and not self._has_checkpoints()
+                    reason = (str(error).splitlines() or [type(error).__name__])[0]
+                    self.mark("refused" if refused else "failed", reason)
         except CheckpointError:
             if error is None:
                 raise  # otherwise the disk may be why it failed: `error` is what counts

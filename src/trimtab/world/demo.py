@@ -59,6 +59,7 @@ def run_demo(*, output_dir: str, seed: int = 0, fast: bool = False) -> int:
         )
     start = time.perf_counter()
     size = FAST if fast else FULL
+    _same_settings(folder, {"seed": seed, "fast": fast})
     _say(f"trimtab demo: three rungs of the ladder into {folder}, seed {seed}")
     data = _write_data(folder / "data", size, seed)
     from trimtab.algorithms.run import train
@@ -67,7 +68,11 @@ def run_demo(*, output_dir: str, seed: int = 0, fast: bool = False) -> int:
     models: dict[str, Path] = {}
     for number, (verb, keys) in enumerate(_stages(folder, data, size, seed).items(), 1):
         _say(f"\n[{number}/3] {verb}: {WHAT[verb]}")
-        if verb == "dpo":
+        if _finished(folder / verb):
+            _say("done in an earlier start")
+            models[verb] = folder / verb
+            continue
+        if verb == "dpo" and not Path(data["pairs_eval"]).exists():
             _write_pairs(data, models["sft"], size, seed)
         command = ["trimtab", "demo", "--output-dir", str(folder), "--seed", str(seed)]
         result = train(recipe_from_kwargs(verb, **keys), command=command)
@@ -88,6 +93,23 @@ def run_demo(*, output_dir: str, seed: int = 0, fast: bool = False) -> int:
         "--dataset-name my_pairs.jsonl --output-dir runs/mine"
     )
     return 0
+
+
+def _finished(run: Path) -> bool:
+    record = run / "run.json"
+    return record.exists() and json.loads(record.read_text())["state"] == "finished"
+
+
+def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """A folder holds one demo: refuse to go on with another seed or size."""
+    path = folder / "demo.json"
+    if path.exists() and json.loads(path.read_text()) != settings:
+        raise UsageError(
+            f"output_dir={folder}: holds an unfinished demo with {path.read_text().strip()}; "
+            "remove it, give the same options, or another --output-dir"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings) + "\n")
 
 
 def _say(text: str) -> None:
@@ -173,8 +195,9 @@ def _stages(folder: Path, data: dict[str, str], size: Size, seed: int) -> dict[s
             "eval_dataset_name": data["pairs_eval"],
             "max_length": 320,
             "per_device_train_batch_size": 16,
-            "learning_rate": 3e-4,
+            "learning_rate": 1e-4,
             "beta": 0.1,
+            "nll_weight": 0.5,
             "max_steps": size.dpo_steps,
             "output_dir": str(folder / "dpo"),
         },
