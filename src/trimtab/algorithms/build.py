@@ -125,7 +125,7 @@ class _Builder:
         return source
 
     def _identities(self) -> dict[str, str]:
-        """Fingerprints of the models that the run starts from; a resumed one starts from them too."""
+        """Fingerprints of the models a run starts from; a resumed one starts from them too."""
         found: dict[str, str] = {}
         if self.source is not None:
             found["model"] = _identity(self.source)

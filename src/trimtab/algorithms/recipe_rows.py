@@ -220,7 +220,7 @@ class RecipeRows:
             )
 
     def _check_trees(self, rows: Rows) -> Rows:
-        """Every tree has what the loss reads: a strict order for rankings, labels for single ones."""
+        """Every tree has what the loss reads: a strict order, or a label for each response."""
         kind = None if self.spec is None else self.spec.kind
         if self.spec is None or kind == "pair":
             return rows
@@ -236,7 +236,7 @@ class RecipeRows:
             if kind == "ranking" and len(set(tree.ranks)) != len(tree.ranks):
                 raise DataError(
                     f"{place}: ranks: {list(tree.ranks)} holds a tie, which {self.spec.name} "
-                    "cannot express; break the tie, or use --loss dpo, which takes all ordered pairs"
+                    "cannot express; break it, or use --loss dpo, which takes all ordered pairs"
                 )
         return rows
 

@@ -93,8 +93,8 @@ def _enough_memory() -> Iterator[None]:
             raise
         raise RunError(
             f"out of memory ({' '.join(text.split())[:120]}); lower token_budget or max_length, "
-            "set gradient_checkpointing=true or use_peft=true; the same command goes on from the last "
-            "checkpoint"
+            "set gradient_checkpointing=true or use_peft=true; the same command goes on from the "
+            "last checkpoint"
         ) from error
 
 

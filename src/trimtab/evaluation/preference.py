@@ -24,8 +24,9 @@ class PreferenceRecord:
     """Losses of one micro-batch with gradient, and detached columns of its comparisons.
 
     ``losses`` and ``weights`` have one entry a unit of the loss; the columns have one a comparison
-    [P]: implicit rewards and log-probs. Where responses are judged one by one (``paired`` False), the wanted ones
-    stand under chosen and the unwanted under rejected, and the two need not be equally many.
+    [P]: implicit rewards and log-probs. Where responses are judged one by one (``paired`` False),
+    the wanted ones stand under chosen and the unwanted under rejected, and the two need not be
+    equally many.
     """
 
     losses: Tensor
