@@ -114,7 +114,8 @@ def token_stats(
     fp32, or fp64 for fp64 models. ``entropy_gradient`` False is for an entropy that is only logged:
     a frozen head then needs two products. ``chunk_bytes`` bounds one fp32 chunk of logits, of which
     a few exist at a time; ``keep_bytes`` bounds what is kept for the backward pass in place of
-    computing it again. Neither changes a result beyond the rounding of a matrix product of another shape.
+    computing it again. Neither changes a result beyond the rounding of a matrix product of another
+    shape.
     """
     assert hidden.ndim == 2 and targets.shape == hidden.shape[:1], (hidden.shape, targets.shape)
     assert temperature > 0, temperature
