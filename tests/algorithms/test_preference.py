@@ -249,3 +249,24 @@ def test_language_model_loss_and_bits_per_byte() -> None:
     assert found["perplexity"] == pytest.approx(math.exp(-total / tokens), rel=1e-9)
     stage.held_out_bytes = 200
     assert stage.evaluate(1)["bpb"] == pytest.approx(-total / math.log(2) / 200, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["tdpo2", "kto"])
+def test_live_reference_is_unchanged_after_ten_steps(loss: str) -> None:
+    """P8: ten optimizer steps move the policy and not one bit of its reference."""
+    from tests.algorithms.support import Silent, settings
+
+    from trimtab.models.fingerprint import fingerprint_tensors
+    from trimtab.training.loop import Loop
+
+    model = policy(torch.float32)
+    main = stream(pair_trees(12), 4)
+    stage = preference(model, loss, main, total_steps=10, reference=model)
+    assert stage.references.live is not None
+    frozen_model = stage.references.live.policy.model
+    before = fingerprint_tensors(frozen_model.state_dict())
+    assert before == fingerprint_tensors(model.model.state_dict())
+    Loop(stage, settings(), Silent()).run()
+    assert fingerprint_tensors(frozen_model.state_dict()) == before
+    assert fingerprint_tensors(model.model.state_dict()) != before
+    assert all(p.grad is None for p in frozen_model.parameters())

@@ -448,3 +448,20 @@ def test_an_entropy_that_is_only_logged_leaves_the_gradient_alone() -> None:
         found.append((stats.logp, stats.entropy, hidden.grad))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_bf16_response_of_a_thousand_tokens_is_within_half_a_percent() -> None:
+    """P11: less than 1e-2 nats a token on average, less than 0.5 % of the sequence's log-prob."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1000, 64, generator=generator, dtype=torch.float64)
+    weight = torch.randn(512, 64, generator=generator, dtype=torch.float64) * 0.3
+    targets = torch.randint(0, 512, (1000,), generator=generator)
+    low = hidden.bfloat16(), weight.bfloat16()
+    exact = token_stats(low[0].double(), LogitHead(low[1].double()), targets).logp
+    found = token_stats(low[0], LogitHead(low[1]), targets).logp
+    assert found.dtype == torch.float32
+    assert (found.double() - exact).abs().mean() < 1e-2
+    assert abs(found.double().sum() - exact.sum()) < 5e-3 * abs(exact.sum())
+    # The wrong variant: log-probs that are themselves bf16 lose the sum.
+    rounded = exact.bfloat16()
+    assert (rounded.double() - exact).abs().mean() > (found.double() - exact).abs().mean()
