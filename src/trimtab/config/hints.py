@@ -225,8 +225,8 @@ CONTROLS: Mapping[str, str] = MappingProxyType(
     {
         "restart": "Start over; the old run's files are set aside, never deleted.",
         "resume": "Go on from this checkpoint folder, with this recipe.",
-        "dry_run": "Do everything up to the first step (rows, model, self-check); only the cache is "
-        "written.",
+        "dry_run": "Do everything up to the first step (rows, model, self-check); write only the "
+        "cache.",
         "quiet": "Print errors and the result only.",
         "json": "Print progress and result as JSON lines.",
         "offline": "Never touch the network (sets HF_HUB_OFFLINE).",
