@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEMPLATES := $(VENV)/share/chat_templates
 
-.PHONY: install demo test test-slow lint format smollm2 bench clean
+.PHONY: install demo test test-slow lint format smollm2 clean
 
 install: $(STAMP)
 

@@ -39,7 +39,7 @@ class Size:
     requests: int
 
 
-FULL = Size(4000, 240, 1500, 60, 200, 40, 64)
+FULL = Size(4000, 210, 1500, 50, 180, 40, 48)
 FAST = Size(1200, 60, 300, 15, 48, 8, 16)
 SAMPLES = 4  # stories on each request that pairs are made of
 
