@@ -12,7 +12,13 @@ verb does.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# Before torch's first allocation, which is when it reads this: large tensors then come in pages of
+# 2 MB where Linux lets a process ask for them. A step makes all of its activations anew, and page
+# by page of 4 KB that took a fifth of a step of a 135M model (docs/performance.md).
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
     from trimtab.algorithms.run import RunResult

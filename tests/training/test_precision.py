@@ -90,3 +90,15 @@ def test_precision_says_why() -> None:
     assert choose_precision("bf16", torch.device("cpu"), 64).dtype == torch.bfloat16
     auto = choose_precision("auto", torch.device("cpu"), 64)
     assert auto.name in ("fp32", "bf16") and "GFLOP/s" in auto.reason
+
+
+@pytest.mark.parametrize(("half", "expected"), [(2.0, "80.0 times as fast"), (320.0, "asked for")])
+def test_slow_bf16_is_said(monkeypatch: pytest.MonkeyPatch, half: float, expected: str) -> None:
+    """Asked for by name it is taken all the same, but a CPU without instructions for it crawls."""
+    from trimtab.training import precision
+
+    rates = {torch.float32: 160.0, torch.bfloat16: half}
+    monkeypatch.setattr(precision, "gemm_rate", lambda dtype, *_, **__: rates[dtype])
+    choice = choose_precision("bf16", torch.device("cpu"), 64)
+    assert choice.dtype == torch.bfloat16
+    assert choice.reason.endswith(expected) or f"{expected} here" in choice.reason

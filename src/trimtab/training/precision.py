@@ -25,9 +25,11 @@ class PrecisionChoice(NamedTuple):
     reason: str
 
 
-def gemm_rate(dtype: torch.dtype, device: torch.device, width: int) -> float:
-    """Measured rate of a dense layer (512 tokens, width -> 4 width), in GFLOP/s."""
-    tokens, out = 512, 4 * width
+def gemm_rate(
+    dtype: torch.dtype, device: torch.device, width: int, *, tokens: int = 512
+) -> float:
+    """Measured rate of a dense layer (``tokens``, width -> 4 width), in GFLOP/s."""
+    out = 4 * width
     x = torch.randn(tokens, width, device=device).to(dtype)
     weight = torch.randn(out, width, device=device).to(dtype)
     best = float("inf")
@@ -48,12 +50,22 @@ def choose_precision(requested: str, device: torch.device, width: int) -> Precis
     if requested == "fp32":
         return PrecisionChoice("fp32", torch.float32, "asked for")
     if requested == "bf16":
-        return PrecisionChoice("bf16", torch.bfloat16, "asked for")
+        return PrecisionChoice("bf16", torch.bfloat16, "asked for" + _warning(device))
     full = gemm_rate(torch.float32, device, width)
     half = gemm_rate(torch.bfloat16, device, width)
     name = "bf16" if half >= 1.5 * full else "fp32"
     reason = f"measured {full:.0f} GFLOP/s in fp32, {half:.0f} in bf16 at width {width}"
     return PrecisionChoice(name, torch.bfloat16 if name == "bf16" else torch.float32, reason)
+
+
+def _warning(device: torch.device) -> str:
+    """What to know where bf16 was asked for: without instructions for it a CPU crawls."""
+    if device.type != "cpu":
+        return ""
+    full, half = (gemm_rate(x, device, 256, tokens=64) for x in (torch.float32, torch.bfloat16))
+    if half >= full:
+        return ""
+    return f", though fp32 is {full / half:.1f} times as fast here: consider precision=auto"
 
 
 class MasterWeights:
