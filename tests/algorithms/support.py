@@ -167,6 +167,9 @@ class Silent:
     def save(self, step: int) -> None:
         self.saved.append(step)
 
+    def evaluating(self, step: int, going_on: bool) -> None:
+        pass
+
     def dump(self, step: int, micro: Any) -> Path:
         return self.folder / f"dump-{step}.json"
 

@@ -11,7 +11,7 @@ from tests.data.mask_checks import assistant, mask_problems, runs, shown, source
 
 from trimtab.data.chat import ChatRenderer, is_empty
 from trimtab.data.chat_template import RowProblem
-from trimtab.data.chat_tokens import Encoder, Offsets, drive, stop_ids, tokenizer_fingerprint
+from trimtab.data.chat_tokens import Encoder, Offsets, drive, fingerprint_tokenizer, stop_ids
 from trimtab.errors import DataError
 
 CHATML = (
@@ -236,7 +236,7 @@ def test_the_fingerprint_changes_with_all_that_shapes_ids() -> None:
     base = make_tokenizer("bytes, no bos", CHATML, CONTROL)
     same = make_tokenizer("bytes, no bos", CHATML, CONTROL)
     same(["a", "bc"], padding=True, truncation=True, max_length=1)  # state that shapes nothing
-    assert tokenizer_fingerprint(base) == tokenizer_fingerprint(same)
+    assert fingerprint_tokenizer(base) == fingerprint_tokenizer(same)
     others = [
         make_tokenizer("bytes, no bos", MARKED, CONTROL),
         make_tokenizer("bytes, no bos", CHATML, (*CONTROL, "<x>")),
@@ -245,7 +245,7 @@ def test_the_fingerprint_changes_with_all_that_shapes_ids() -> None:
     ]
     changed = make_tokenizer("bytes, no bos", CHATML, CONTROL)
     changed.eos_token = "<|im_start|>"
-    prints = {tokenizer_fingerprint(t) for t in [base, *others, changed]}
+    prints = {fingerprint_tokenizer(t) for t in [base, *others, changed]}
     assert len(prints) == 6
 
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 from tests.models.small_models import TEXTS, VOCABULARY, tokenizer
 
+from trimtab.data.chat_tokens import fingerprint_tokenizer
 from trimtab.errors import RecipeError
-from trimtab.models.fingerprint import fingerprint_tokenizer
 from trimtab.models.tokenizers import train_byte_level_bpe
 
 CHAT = [
@@ -49,7 +49,7 @@ def test_same_texts_same_tokenizer() -> None:
     assert fingerprint_tokenizer(other) != fingerprint_tokenizer(tokenizer())
     code = (
         "from tests.models.small_models import tokenizer\n"
-        "from trimtab.models.fingerprint import fingerprint_tokenizer\n"
+        "from trimtab.data.chat_tokens import fingerprint_tokenizer\n"
         "print(fingerprint_tokenizer(tokenizer()))"
     )
     paths = os.pathsep.join(p for p in sys.path if p)

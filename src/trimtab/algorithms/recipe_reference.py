@@ -16,10 +16,11 @@ from trimtab.algorithms.reference import (
     frozen_copy,
 )
 from trimtab.algorithms.stream import TreeStream
+from trimtab.data.chat_tokens import fingerprint_tokenizer
 from trimtab.errors import RecipeError
 from trimtab.losses.contract import LossSpec
 from trimtab.models import load, lora
-from trimtab.models.fingerprint import fingerprint, fingerprint_tokenizer
+from trimtab.models.fingerprint import fingerprint
 from trimtab.models.forward import choose_layout
 from trimtab.training.progress import Progress
 

@@ -15,8 +15,8 @@ from typing import Any
 from trimtab.algorithms.build import Built
 from trimtab.config.recipes import PreferenceRecipe
 from trimtab.config.resolved import Resolved
+from trimtab.data.chat_tokens import fingerprint_tokenizer
 from trimtab.errors import DataError, RecipeError
-from trimtab.models.fingerprint import fingerprint_tokenizer
 from trimtab.training.checkpoint import Checkpoint
 from trimtab.training.loop import Loop
 

@@ -236,6 +236,15 @@ class _Hooks:
     def progress(self, step: int) -> None:
         self.shown.update(step)
 
+    def evaluating(self, step: int, going_on: bool) -> None:
+        held_out = self.built.stage.held_out
+        if held_out is None:
+            return
+        if going_on:
+            self.shown.stage(f"evaluating {len(held_out)} held-out rows")
+        else:
+            self.shown.train(step)
+
     def sample(self, step: int) -> None:
         if self.built.samples is None:
             return

@@ -177,17 +177,21 @@ def stop_ids(tokenizer: Tokenizer, generation_config: Any = None) -> frozenset[i
     return frozenset(found)
 
 
-def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
-    """SHA-256 over all that shapes ids: tokenizer.json, special tokens, chat template."""
+def fingerprint_tokenizer(tokenizer: Tokenizer) -> str:
+    """SHA-256 over all that shapes ids: tokenizer.json, special tokens, chat template; no paths."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # a tokenizer in Python
+        content: Any = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    else:
+        content = json.loads(backend.to_str())
+        # A call may set these two; they are passed anew each time and shape nothing.
+        content["truncation"] = content["padding"] = None
     state = {
         "special": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
         "template": tokenizer.chat_template,
         "split_special_tokens": bool(getattr(tokenizer, "split_special_tokens", False)),
     }
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    # A call may set these two; they are passed anew each time and shape nothing.
-    backend["truncation"] = backend["padding"] = None
-    text = json.dumps([backend, state], sort_keys=True, ensure_ascii=True)
+    text = json.dumps([content, state], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

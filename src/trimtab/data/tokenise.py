@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trimtab.data.chat import MASK_SOURCES, SPLIT, ChatRenderer
 from trimtab.data.chat_template import REASONING_LOST, REASONING_OFF, RowProblem
-from trimtab.data.chat_tokens import Steps, drive, tokenizer_fingerprint
+from trimtab.data.chat_tokens import Steps, drive, fingerprint_tokenizer
 from trimtab.data.rows import Example
 from trimtab.data.store import TreeStore
 from trimtab.data.tokenise_report import TokeniseReport
@@ -76,7 +76,7 @@ def cache_parts(
     return {
         "rows": rows,
         "reading": dict(reading),
-        "tokenizer": tokenizer_fingerprint(renderer.tokenizer),
+        "tokenizer": fingerprint_tokenizer(renderer.tokenizer),
         "stops": sorted(renderer.stop_ids),
         "variables": renderer.template.variables,
         "options": options.to_json(),

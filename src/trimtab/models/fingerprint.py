@@ -19,7 +19,6 @@ from trimtab.models.hub import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedTokenizerBase
 
 _CHUNK = 1 << 24  # bytes read at a time
 
@@ -72,20 +71,6 @@ def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
         if tensor.numel():
             digest.update(memoryview(_bytes_of(tensor)))
     return digest.hexdigest()
-
-
-def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over vocabulary, merges, special tokens and chat template; not over paths."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        content = json.loads(backend.to_str())
-        content.pop("truncation", None)  # left behind by whoever called it last
-        content.pop("padding", None)
-    else:
-        content = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    parts = [content, special, tokenizer.chat_template]
-    return hashlib.sha256(_canonical(parts).encode()).hexdigest()
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -22,9 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trimtab.data.chat_tokens import fingerprint_tokenizer
 from trimtab.errors import CheckpointError, RunError
 from trimtab.models.attention import ATTENTION_NAME, unwrap
-from trimtab.models.fingerprint import fingerprint_tensors, fingerprint_tokenizer, saved_tensors
+from trimtab.models.fingerprint import fingerprint_tensors, saved_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

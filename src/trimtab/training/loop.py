@@ -71,14 +71,16 @@ class RunState:
 class Hooks(Protocol):
     """What happens around the steps; the run (``run.py``) brings it, so that the loop stays pure.
 
-    ``log`` and ``evaluated`` record metrics, ``sample`` generates, ``save`` writes a checkpoint,
-    ``dump`` writes a batch that broke the run and returns its path, ``progress`` shows a step.
+    ``log`` records metrics, ``sample`` generates, ``save`` writes a checkpoint, ``evaluating`` is
+    called before and after held-out rows are evaluated, ``dump`` writes a batch that broke the run
+    and returns its path, ``progress`` shows a step.
     """
 
     def log(self, step: int, record: dict[str, Any]) -> None: ...  # noqa: D102
     def progress(self, step: int) -> None: ...  # noqa: D102
     def sample(self, step: int) -> None: ...  # noqa: D102
     def save(self, step: int) -> None: ...  # noqa: D102
+    def evaluating(self, step: int, going_on: bool) -> None: ...  # noqa: D102
     def dump(self, step: int, micro: Micro) -> Path: ...  # noqa: D102
 
 
@@ -288,7 +290,9 @@ class Loop:
 
     def _evaluate(self) -> None:
         start = time.perf_counter()
+        self.hooks.evaluating(self.state.step, True)
         found = self.algorithm.evaluate(self.state.step)
+        self.hooks.evaluating(self.state.step, False)
         if found:
             record: dict[str, Any] = {f"eval_{name}": value for name, value in found.items()}
             record["epoch"] = round(self.algorithm.epoch(self.state.step), 6)

@@ -25,9 +25,7 @@ class PrecisionChoice(NamedTuple):
     reason: str
 
 
-def gemm_rate(
-    dtype: torch.dtype, device: torch.device, width: int, *, tokens: int = 512
-) -> float:
+def gemm_rate(dtype: torch.dtype, device: torch.device, width: int, *, tokens: int = 512) -> float:
     """Measured rate of a dense layer (``tokens``, width -> 4 width), in GFLOP/s."""
     out = 4 * width
     x = torch.randn(tokens, width, device=device).to(dtype)
