@@ -114,9 +114,9 @@ def test_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module(monkeypatch, "trimtab.world.demo", run_demo=run_demo)
     assert main(["demo"]) == 0
-    assert seen == {"output_dir": "runs/demo", "seed": 0, "fast": False}
-    assert main(["demo", "--fast", "--seed", "4", "--output-dir", "o"]) == 0
-    assert seen == {"output_dir": "o", "seed": 4, "fast": True}
+    assert seen == {"output_dir": "runs/demo", "seed": 0, "seeds": 1, "fast": False}
+    assert main(["demo", "--fast", "--seed", "4", "--seeds", "2", "--output-dir", "o"]) == 0
+    assert seen == {"output_dir": "o", "seed": 4, "seeds": 2, "fast": True}
 
 
 # ---------------------------------------------------------------------- what is wrong

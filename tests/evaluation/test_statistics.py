@@ -11,6 +11,7 @@ from trimtab.evaluation import statistics
 from trimtab.evaluation.statistics import (
     Interval,
     bootstrap_interval,
+    crossed_bootstrap,
     mean_interval,
     paired_bootstrap,
     wilson_interval,
@@ -119,6 +120,38 @@ def test_paired_bootstrap_sees_what_unpaired_intervals_hide() -> None:
     assert mean_interval(before).high > mean_interval(after).low, "overlapping on their own"
     shuffled = paired_bootstrap(before, np.roll(after, 1))
     assert shuffled.low < 0 < shuffled.high, "its twin: rows that do not belong together"
+
+
+def test_crossed_bootstrap_of_one_seed_is_a_bootstrap_over_prompts() -> None:
+    values = np.random.default_rng(5).exponential(size=300)
+    one = crossed_bootstrap(values[None], resamples=4000)
+    plain = bootstrap_interval(values, resamples=4000)
+    assert one.mean == plain.mean
+    assert (one.low, one.high) == pytest.approx((plain.low, plain.high), abs=0.02)
+    assert one.n == 300
+
+
+def test_crossed_bootstrap_sees_what_a_seed_shares() -> None:
+    draws = np.random.default_rng(6)
+    seeds, prompts = draws.normal(size=(8, 1)), draws.normal(size=(1, 200))
+    cells = seeds + prompts
+    found = crossed_bootstrap(cells, resamples=4000)
+    # The variance of the mean of a crossed design, each factor by its own sample variance.
+    half = 1.96 * np.sqrt(seeds.var() / 8 + prompts.var() / 200)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
+    assert bootstrap_interval(cells.ravel()).high - found.mean < 0.3 * half, "cells by themselves"
+
+
+def test_crossed_bootstrap_by_hand() -> None:
+    assert crossed_bootstrap([[1.0, 2.0], [3.0, 4.0]]).mean == 2.5
+    found = crossed_bootstrap([[0.0], [1.0]], resamples=4000, confidence=0.4)
+    # The mean of two draws is 0, 1/2 or 1 with probabilities 1/4, 1/2 and 1/4.
+    assert (found.low, found.high) == (0.5, 0.5)
+    assert crossed_bootstrap([[1.0, 5.0]], seed=3) == crossed_bootstrap([[1.0, 5.0]], seed=3)
+    with pytest.raises(ValueError, match="seeds x prompts"):
+        crossed_bootstrap([1.0, 2.0])
+    with pytest.raises(ValueError, match="resamples=0"):
+        crossed_bootstrap([[1.0, 2.0]], resamples=0)
 
 
 def test_paired_bootstrap_has_a_direction() -> None:

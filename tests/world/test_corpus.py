@@ -40,13 +40,13 @@ EVERYTHING: dict[str, Any] = {
 # Python promises the sequence of random.random(); these pins promise the rest. A change of the
 # language changes them all, and with them every number in docs/world.md.
 PINNED = {
-    "pretrain": "0b91640aa58c101c",
-    "sft": "44c8b9c2323bb434",
-    "sft_held_out": "92be9ad9c62ba42d",
-    "preference": "e08a91827bb234e5",
-    "kwise": "c25d17ff5088b84b",
-    "held_out": "a464922bc1b7e571",
-    "train": "d38a354b67d57ff1",
+    "pretrain": "55fe8f2e425d01f2",
+    "sft": "a6ba53c4610d0f37",
+    "sft_held_out": "1a92d7d52c44af9b",
+    "preference": "42b75ba0b47d9d41",
+    "kwise": "b7ddb63fac90df72",
+    "held_out": "b9afa2140f35e3e1",
+    "train": "0bca197dfc581fdf",
 }
 
 
@@ -161,7 +161,7 @@ def test_shapes_of_rows():
 def test_pretraining_mixes_stories_with_and_without_their_request():
     documents = pretrain_documents(1000)
     asked = sum("\n" in document for document in documents) / 1000
-    assert abs(asked - 0.7) < 4 * math.sqrt(0.7 * 0.3 / 1000)
+    assert abs(asked - 0.85) < 4 * math.sqrt(0.85 * 0.15 / 1000)
 
 
 def gold_pairs(noise: float, n: int = 1500) -> list[tuple[float, float]]:

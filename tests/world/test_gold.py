@@ -16,9 +16,9 @@ from trimtab.world.patterns import fill
 KITE = Request("Mia", "fox", "red", "kite", "the park", "proud")
 STORY = (
     "Once, Mia the fox lived near the park. Mia wanted a red kite. "
-    "But the wind blew the kite into a tall tree. "
-    '"Please, can you help me?" asked Mia softly. '
-    '"Of course, dear friend," said Ben the bear. Ben shook the tree until the kite came down. '
+    "But the wind blew the kite into a tree. "
+    '"Please help me," said Mia softly. '
+    '"Of course, dear friend," said Ben. Ben shook the tree until the kite came down. '
     '"Thank you so much, dear friend," said Mia. '
     "At last Mia had the red kite and was proud. The end."
 )
@@ -67,7 +67,7 @@ def test_the_floor_is_reached_by_garbage(garbage: str):
 
 
 def test_lists_of_nice_words_and_sentences_are_no_stories():
-    kind = '"Thank you so much, dear friend," said Mia. Ben the bear came at once and was glad to '
+    kind = '"Thank you so much, dear friend," said Mia. Ben came at once and was glad to '
     assert gold_reward(KITE.text, kind + "help. The end.").total < 0.12
     everything = " ".join(STORY.split(". ")[:1] * 9) + " The end."
     assert gold_reward(KITE.text, everything).total < 0.2
@@ -128,7 +128,7 @@ def test_a_fault_lowers_its_own_part_only(quality: Quality, part: str):
 
 
 def test_answers_by_hand():
-    assert changed(STORY.replace("fox", "goat")) == {"answers": 7 / 8}
+    assert changed(STORY.replace("fox", "frog")) == {"answers": 7 / 8}
     assert changed(STORY.replace("red", "blue")) == {"answers": 7 / 8}
     assert changed(STORY.replace("Mia the fox", "Leo the cat").replace("Mia", "Leo")) == {
         "answers": 3 / 4
@@ -156,7 +156,7 @@ def test_every_help_mends_its_own_mishap_only():
         for mended, helps in HELPS.items():
             told = {"object": "kite", "helper": "Ben"}
             story = STORY.replace(
-                "But the wind blew the kite into a tall tree.",
+                "But the wind blew the kite into a tree.",
                 _plainest(patterns[0], told),
             ).replace("Ben shook the tree until the kite came down.", _plainest(helps[0], told))
             assert changed(story) == ({} if accident == mended else {"coherent": 0.5})
@@ -189,7 +189,7 @@ def test_endings():
 
 def test_the_worst_tone_counts_and_repetition_pays_nothing():
     thanks = '"Thank you so much, dear friend," said Mia. '
-    rude = "Mia pushed Ben away and did not say thank you. "
+    rude = "Mia pushed Ben away without thanks. "
     assert changed(STORY.replace(thanks, thanks * 5)) == {"unpadded": 0.0}
     assert changed(STORY.replace(thanks, thanks + rude)) == {"kind": 2 / 3, "unpadded": 0.75}
     assert changed(STORY.replace(thanks, "")) == {"kind": 2 / 3}

@@ -25,10 +25,9 @@ SLOTS = {
     "species": "fox",
     "colour": "red",
     "object": "kite",
-    "place": "the old mill",
+    "place": "the mill",
     "mood": "proud",
     "helper": "Ben",
-    "friend": "bear",
 }
 
 
@@ -57,7 +56,7 @@ def test_requests_are_read_back_in_every_phrasing():
         assert parse_request(f" \n{text}\n") == request
         phrasings[text.split()[1]] += 1
     assert len(phrasings) == len(REQUESTS)
-    assert min(phrasings.values()) > 60
+    assert min(phrasings.values()) > 120
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,7 @@ def test_ideal_stories_vary():
     assert len(stories) == 400
     openings = Counter(split_sentences(story)[0].split()[0] for story in stories)
     assert len(openings) >= 5
-    assert all(50 <= len(story.split()) <= 90 for story in stories)
+    assert all(45 <= len(story.split()) <= 75 for story in stories)
 
 
 def test_faults_never_make_a_held_out_pair():

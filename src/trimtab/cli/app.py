@@ -168,9 +168,10 @@ def demo(
     *,
     output_dir: str = "runs/demo",
     seed: int = 0,
+    seeds: int = 1,
     fast: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Pretrain, fine-tune and align a tiny model on text made on the spot, in about two minutes.
+    """Pretrain, fine-tune and align a tiny model on text made on the spot, in about four minutes.
 
     Parameters
     ----------
@@ -178,12 +179,14 @@ def demo(
         Folder of the runs.
     seed
         Of the text, the models and the training.
+    seeds
+        Repeat everything with this many seeds, from ``seed`` on: intervals are then over them, too.
     fast
-        Less of everything: does it run at all?
+        Less of everything, in under one minute: does it run at all?
     """
     from trimtab.world.demo import run_demo
 
-    return run_demo(output_dir=output_dir, seed=seed, fast=fast)
+    return run_demo(output_dir=output_dir, seed=seed, seeds=seeds, fast=fast)
 
 
 # ---------------------------------------------------------------------- wrong verbs

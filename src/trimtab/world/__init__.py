@@ -27,6 +27,7 @@ from trimtab.world.corpus import (
 )
 from trimtab.world.gold import CEILING, FLOOR, WEIGHTS, GoldScore, gold_reward
 from trimtab.world.grammar import (
+    CARELESS,
     IDEAL,
     ORDINARY,
     Quality,
@@ -38,6 +39,7 @@ from trimtab.world.grammar import (
 )
 
 __all__ = [
+    "CARELESS",
     "CEILING",
     "FLOOR",
     "IDEAL",

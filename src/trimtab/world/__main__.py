@@ -10,7 +10,16 @@ from statistics import mean, stdev
 from trimtab.world.corpus import preference_rows, write_world
 from trimtab.world.draws import Draw
 from trimtab.world.gold import WEIGHTS, GoldScore, gold_reward
-from trimtab.world.grammar import IDEAL, ORDINARY, Quality, Request, draw_request, tell
+from trimtab.world.grammar import (
+    CARELESS,
+    IDEAL,
+    ORDINARY,
+    Quality,
+    Request,
+    Teller,
+    draw_request,
+    tell,
+)
 from trimtab.world.lexicon import COLOURS, MOODS, NAMES, OBJECTS, PLACES, SPECIES
 
 Speaker = Callable[[Request, Draw], str]
@@ -20,8 +29,8 @@ def _fixed(quality: Quality) -> Speaker:
     return lambda request, draw: tell(request, quality, draw)
 
 
-def _ordinary(request: Request, draw: Draw) -> str:
-    return tell(request, ORDINARY.draw_quality(request, draw), draw)
+def _told_by(teller: Teller) -> Speaker:
+    return lambda request, draw: tell(request, teller.draw_quality(request, draw), draw)
 
 
 def _off_topic(request: Request, draw: Draw) -> str:
@@ -42,7 +51,8 @@ SPEAKERS: dict[str, Speaker] = {
     "plain in tone": _fixed(Quality(tones=("plain", "plain", "plain"))),
     "rude": _fixed(Quality(tones=("rude", "rude", "rude"))),
     "no fault, but on another request": _off_topic,
-    "the ordinary teller (sft, preferences)": _ordinary,
+    "the ordinary teller (sft, preferences)": _told_by(ORDINARY),
+    "the careless teller (pretraining)": _told_by(CARELESS),
     "every fault at once": _fixed(
         Quality(("hero", "goal", "place"), "help", ("rude", "rude", "rude"), False, 4)
     ),
@@ -89,7 +99,7 @@ def samples() -> str:
     """Return one request with an ideal and an ordinary story, and the parts of their reward."""
     request = draw_request(Draw("sample", 4))
     lines = [f"> {request.text}"]
-    for speaker in (_fixed(IDEAL), _ordinary):
+    for speaker in (_fixed(IDEAL), _told_by(ORDINARY)):
         story = speaker(request, Draw("sample story", 2))
         score = gold_reward(request, story)
         parts = ", ".join(f"{name} {value:.2f}" for name, value in score.parts.items())

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypedDict
 from trimtab.world.annotators import NOISE, prefer, rank_stories
 from trimtab.world.draws import Draw
 from trimtab.world.grammar import (
+    CARELESS,
     IDEAL,
     ORDINARY,
     Request,
@@ -28,7 +29,7 @@ Split = Literal["train", "held_out"]
 
 
 # Share of the pre-training documents that begin with the request they answer.
-ASKED = 0.7
+ASKED = 0.85
 
 
 class CompletionRow(TypedDict):
@@ -54,7 +55,7 @@ class RankedRow(TypedDict):
     ranks: list[int]
 
 
-def pretrain_documents(n: int, seed: int = 0, *, teller: Teller = ORDINARY) -> list[str]:
+def pretrain_documents(n: int, seed: int = 0, *, teller: Teller = CARELESS) -> list[str]:
     """Return n documents: stories alone, and requests with the story that answers them."""
     documents: list[str] = []
     for index in range(n):

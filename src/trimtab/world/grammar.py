@@ -4,12 +4,11 @@
     >>> request.text
     'Tell a story about Mia the fox who wants a red kite near the park. It should end proud.'
     >>> tell(request, IDEAL, Draw("docs", 1))
-    'Once, Mia the fox lived near the park. Mia wished to have a red kite. ...'
+    'Near the park lived Mia the fox. Mia wanted to find a red kite. But the kite broke in two. ...'
 
-A story has an opening, a goal, sometimes a journey, a mishap, a call for help, a reply, the help,
-thanks and an ending. ``Quality`` says what is wrong with it; every fault lowers one part of the
-gold reward (gold.py) and no other. ``Teller`` draws qualities, as people differ in how well they
-tell a story.
+A story has an opening, a goal, a mishap, a call for help, a reply, the help, thanks and an ending.
+``Quality`` says what is wrong with it; every fault lowers one part of the gold reward (gold.py) and
+no other. ``Teller`` draws qualities, as people differ in how well they tell a story.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from trimtab.world.lexicon import (
     COLOURS,
     ENDINGS,
     FILLERS,
+    GOALS,
     HELPS,
     MISHAPS,
     MOOD_REQUESTS,
@@ -194,10 +194,15 @@ class Teller:
         )
 
 
-# Good enough to learn the language from and bad enough to leave room for preferences: a model that
-# imitates it is meant to land near half of the ceiling (docs/world.md says what is measured).
+# Who tells what models imitate. CARELESS wrote the text of pretraining: on the subject, so that
+# copying from a request can be learned from it, and otherwise so-so. ORDINARY wrote the
+# demonstrations and the pairs: good enough to learn from and bad enough to leave room for
+# preferences (docs/world.md says what a model that imitates it reaches).
+CARELESS = Teller(
+    answers=0.9, coherent=0.7, ends=0.4, brief=0.45, tones=(0.1, 0.15, 0.75), steady=0.9
+)
 ORDINARY = Teller(
-    answers=0.7, coherent=0.65, ends=0.75, brief=0.65, tones=(0.35, 0.2, 0.45), steady=0.9
+    answers=0.85, coherent=0.65, ends=0.6, brief=0.5, tones=(0.2, 0.2, 0.6), steady=0.9
 )
 
 
@@ -235,7 +240,6 @@ def _cast(request: Request, drift: Sequence[Facet], draw: Draw) -> dict[str, str
         "place": draw.pick_other(PLACES, place) if "place" in drift else place,
         "mood": draw.pick_other(MOODS, mood) if "mood" in drift else mood,
         "helper": helper,
-        "friend": draw.pick(SPECIES),
     }
 
 
@@ -246,11 +250,7 @@ class _Step(NamedTuple):
 
 def _plan(cast: dict[str, str], quality: Quality, draw: Draw) -> list[_Step]:
     """Return the sentences to tell, in order, each with the words for its slots."""
-    opening = draw.pick(OPENINGS)
-    steps = [_Step((opening,), cast), _Step(ROLES["goal"][""], cast)]
-    # The place has to be named once; a second time is a matter of taste.
-    if "{place}" not in opening or draw.chance(0.25):
-        steps.append(_Step(ROLES["journey"][""], cast))
+    steps = [_Step(OPENINGS, cast), _Step(GOALS, cast)]
     accident = draw.pick(tuple(MISHAPS))
     mended = draw.pick_other(tuple(HELPS), accident) if quality.broken == "help" else accident
     ask, reply, thanks = (

@@ -18,18 +18,16 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# 16 names x 16 objects, of which every eighth pair is held out (splits.py). The lists are short so
-# that a model of a million parameters learns to copy from the request within minutes; with the
-# other slots they still make 122,880 requests, seven times that with moods.
+# 16 names x 16 objects, of which every eighth pair is held out (splits.py). The lists and the
+# sentences are short so that a model of a million parameters learns the language, and to copy from
+# the request, within a minute or two.
 NAMES = _words("Mia Ben Lily Tom Anna Max Zoe Sam Nora Leo Ruby Finn Ella Hugo Ivy Otto")
-SPECIES = _words("fox bear rabbit mouse cat dog duck frog wolf goat")
+SPECIES = _words("fox bear rabbit mouse cat dog duck frog")
 COLOURS = _words("red blue green yellow white brown")
 OBJECTS = _words(
     "kite ball hat boat drum cake book lamp bell coat doll flag basket ribbon scarf puzzle"
 )
-PLACES = tuple(
-    f"the {place}" for place in (*_words("park river market forest beach farm hill"), "old mill")
-)
+PLACES = tuple(f"the {place}" for place in _words("park river market forest beach farm hill mill"))
 MOODS = _words("happy proud calm brave glad sleepy")
 
 SLOTS: dict[str, tuple[str, ...]] = {
@@ -40,16 +38,13 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "place": PLACES,
     "mood": MOODS,
     "helper": NAMES,
-    "friend": SPECIES,
 }
 
 # The first phrasing is the one that Request.text uses.
 REQUESTS = (
     "Tell a story about {hero} the {species} who wants a {colour} {object} near {place}.",
-    "Tell me how {hero} the {species} went to {place} and got a {colour} {object}.",
-    "Please write about {hero} the {species}, {place} and a {colour} {object}.",
-    "I would like a story with a {colour} {object}, {place} and {hero} the {species}.",
-    "What happened when {hero} the {species} looked for a {colour} {object} near {place}?",
+    "Write about {hero} the {species}, a {colour} {object} and {place}.",
+    "I want a story with a {colour} {object}, {place} and {hero} the {species}.",
 )
 MOOD_REQUESTS = (
     "It should end {mood}.",
@@ -57,162 +52,95 @@ MOOD_REQUESTS = (
 )
 
 OPENINGS = (
-    "[Once|Once upon a time|Long ago], there was a [little|young|small] {species} named {hero}.",
-    "[Once|Once upon a time|Long ago], {hero} the {species} lived near {place}.",
-    "[One morning|One day|One fine day], {hero} the {species} [went|walked|ran] to {place}.",
-    "{hero} was a [little|young|small] {species} who [lived|played] near {place}.",
-    "[Near|Not far from] {place} lived a [little|young|small] {species} named {hero}.",
-    "This is the story of {hero} the {species}.",
+    "[Once|Long ago], {hero} the {species} lived near {place}.",
+    "One day, {hero} the {species} [went|ran] to {place}.",
+    "{hero} the {species} [lived|played] near {place}.",
+    "Near {place} lived {hero} the {species}.",
 )
 GOALS = (
-    "{hero} [wanted|wished for|dreamed of|longed for] a {colour} {object}.",
-    "More than anything, {hero} wanted a {colour} {object}.",
-    "{hero} [hoped|wanted|wished] to [find|get|have] a {colour} {object}.",
-    "All that {hero} [wanted|needed] was a {colour} {object}.",
-    "{hero} had always wanted a {colour} {object}.",
-)
-JOURNEYS = (
-    "So {hero} [went|walked|ran|hurried] to {place}.",
-    "[One day|That day|The next day] {hero} [went|walked|ran] to {place}.",
-    "There was one near {place}.",
-    "{hero} [looked|searched] for it near {place}.",
+    "{hero} [wanted|wished for|needed] a {colour} {object}.",
+    "{hero} wanted to [find|get|have] a {colour} {object}.",
 )
 
 # Each kind of accident: how it happens, and the only help that mends it.
 MISHAPS: dict[str, tuple[str, ...]] = {
-    "tree": (
-        "[But|But then|Then] the wind blew the {object} into a tall tree.",
-        "[But|But then|Then] the {object} got stuck [high up|far up] in a tree.",
-    ),
-    "mud": (
-        "[But|But then|Then] the {object} fell into the [deep|thick|brown] mud.",
-        "[But|But then|Then] a cart splashed mud all over the {object}.",
-    ),
-    "well": (
-        "[But|But then|Then] the {object} fell down a [deep|dark|old] well.",
-        "[But|But then|Then] the {object} [rolled|slid] over the edge of a well.",
-    ),
-    "grass": (
-        "[But|But then|Then] the {object} got lost in the [tall|long|high] grass.",
-        "[But|But then|Then] nobody could see the {object} in the [tall|long|high] grass.",
-    ),
-    "broken": (
-        "[But|But then|Then] the {object} broke in two.",
-        "[But|But then|Then] a [big|bad] crack ran through the {object}.",
-    ),
-    "locked": (
-        "[But|But then|Then] the {object} was locked in a [dark|cold|old] shed.",
-        "[But|But then|Then] the door of the shed fell shut behind the {object}.",
-    ),
-    "crow": (
-        "[But|But then|Then] a [big|black|bold] crow [stole|took] the {object}.",
-        "[But|But then|Then] a crow flew away with the {object}.",
-    ),
-    "rock": (
-        "[But|But then|Then] the {object} got stuck under a [big|heavy] rock.",
-        "[But|But then|Then] a [big|heavy] rock rolled on top of the {object}.",
-    ),
+    "tree": ("But the wind blew the {object} into a tree.",),
+    "mud": ("But the {object} fell into the mud.",),
+    "well": ("But the {object} fell down a well.",),
+    "grass": ("But the {object} got lost in the grass.",),
+    "broken": ("But the {object} broke in two.",),
+    "locked": ("But the {object} was locked in a shed.",),
+    "crow": ("But a crow [stole|took] the {object}.",),
+    "rock": ("But a rock rolled on the {object}.",),
 }
 HELPS: dict[str, tuple[str, ...]] = {
-    "tree": (
-        "{helper} climbed [up|the tree] and [brought|carried|got] the {object} down.",
-        "{helper} shook the tree until the {object} came down.",
-    ),
-    "mud": (
-        "{helper} washed the {object} until it was clean.",
-        "{helper} [wiped|brushed] all the mud off the {object}.",
-    ),
-    "well": (
-        "{helper} pulled the {object} up with a [long|strong] rope.",
-        "{helper} let a bucket down and fished out the {object}.",
-    ),
-    "grass": (
-        "{helper} cut the grass and [found|saw] the {object}.",
-        "{helper} looked under every leaf and found the {object}.",
-    ),
-    "broken": (
-        "{helper} [mended|fixed] the {object} with [glue|string|tape].",
-        "{helper} put the {object} together again.",
-    ),
-    "locked": (
-        "{helper} had a key and got the {object} out.",
-        "{helper} opened the [door|shed] and took out the {object}.",
-    ),
-    "crow": (
-        "{helper} chased the crow until it dropped the {object}.",
-        "{helper} gave the crow some bread for the {object}.",
-    ),
-    "rock": (
-        "{helper} [lifted|pushed|rolled] the rock away from the {object}.",
-        "{helper} dug a hole and pulled out the {object}.",
-    ),
+    "tree": ("{helper} shook the tree until the {object} came down.",),
+    "mud": ("{helper} washed the {object} until it was clean.",),
+    "well": ("{helper} pulled the {object} up with a rope.",),
+    "grass": ("{helper} cut the grass and found the {object}.",),
+    "broken": ("{helper} mended the {object} with [glue|string].",),
+    "locked": ("{helper} had a key and got the {object} out.",),
+    "crow": ("{helper} chased the crow until it dropped the {object}.",),
+    "rock": ("{helper} [lifted|pushed] the rock off the {object}.",),
 }
 
 ASKS: dict[str, tuple[str, ...]] = {
     "kind": (
-        '"[Please|Excuse me], [can|could|will] you help me?" asked {hero} [softly|politely].',
-        '"I would be so [glad|happy] about some help," said {hero} [softly|kindly|politely].',
-        "{hero} [smiled|waited|stayed calm] and asked [nicely|kindly] for help.",
+        '"Please help me," said {hero} [softly|kindly].',
+        "{hero} [smiled|waited] and asked [nicely|kindly] for help.",
     ),
     "plain": (
-        "{hero} [looked|called|asked] for help.",
-        '"[What|What now|And now]?" said {hero}.',
-        "{hero} did not know what to do.",
+        "{hero} [looked|called] for help.",
+        '"What now?" said {hero}.',
     ),
     "rude": (
-        '"Help me, you [lazy|stupid|silly] fool!" [shouted|yelled|screamed] {hero}.',
-        '"[Do something|Come here|Move], or I will [bite|kick] you!" [shouted|yelled] {hero}.',
-        "{hero} [kicked|pushed|hit] everybody and [shouted|yelled] for help.",
+        '"Help me, you [lazy|stupid] fool!" shouted {hero}.',
+        "{hero} [kicked|pushed] everybody and shouted for help.",
     ),
 }
 REPLIES: dict[str, tuple[str, ...]] = {
     "kind": (
-        '"[Of course|Gladly|Sure], dear friend," said {helper} the {friend}.',
-        '"[Do not worry|Do not cry], I will help you," said {helper} the {friend}.',
-        "{helper} the {friend} [smiled|came at once] and was [glad|happy] to help.",
+        '"[Of course|Gladly], dear friend," said {helper}.',
+        "{helper} came at once and was glad to help.",
     ),
     "plain": (
-        "{helper} the {friend} [heard it|came by|was near].",
-        '"[Well|Let me see|All right]," said {helper} the {friend}.',
+        "{helper} [heard it|came by].",
+        '"Let me see," said {helper}.',
     ),
     "rude": (
-        '"[You are so|How can you be so] [clumsy|stupid|dumb]!" laughed {helper} the {friend}.',
-        '"[Stop|Quit] crying, you big baby!" [said|sneered] {helper} the {friend}.',
-        "{helper} the {friend} [laughed|sneered] and called everybody [stupid|dumb|ugly].",
+        '"Stop crying, you [big|silly] baby!" said {helper}.',
+        "{helper} laughed and called everybody [stupid|ugly].",
     ),
 }
 THANKS: dict[str, tuple[str, ...]] = {
     "kind": (
-        '"Thank you [so|very] much, [dear|good|sweet] friend," said {hero}.',
+        '"Thank you so much, [dear|good] friend," said {hero}.',
         "{hero} [hugged|thanked] {helper} with a [big|warm] smile.",
-        "{hero} shared [an apple|some bread|a warm pie] with {helper}.",
     ),
     "plain": (
         "{hero} [nodded|looked] and took it.",
-        '"[Good|Fine|There it is]," said {hero}.',
+        '"There it is," said {hero}.',
     ),
     "rude": (
-        '"You were [too|much too] slow, you [lazy|stupid|silly] fool!" said {hero}.',
-        "{hero} [pushed|kicked] {helper} away and did not say thank you.",
-        '"Go away, you [ugly|dumb|smelly] thing!" [shouted|said] {hero}.',
+        '"You were too slow, you [lazy|stupid] fool!" said {hero}.',
+        "{hero} pushed {helper} away without thanks.",
     ),
 }
 ENDINGS: dict[str, tuple[str, ...]] = {
     "with": (
-        "[At last|In the end|Now] {hero} had the {colour} {object} and [was|felt] {mood}.",
-        "{hero} [took|carried] the {colour} {object} home and [was|felt] {mood}.",
-        "With the {colour} {object} in [bed|the house|hand], {hero} [was|felt] very {mood}.",
+        "[At last|Now] {hero} had the {colour} {object} and was {mood}.",
+        "{hero} [took|carried] the {colour} {object} home and felt {mood}.",
     ),
     "without": (
-        "[At last|In the end|So] {hero} went home without the {colour} {object} and felt {mood}.",
-        "{hero} never [got|saw] the {colour} {object} again and [was|felt] {mood}.",
+        "{hero} went home without the {colour} {object} and felt {mood}.",
+        "{hero} never got the {colour} {object} and was {mood}.",
     ),
 }
 FILLERS = (
-    "The day went on and on[ and on|].",
-    "It was a [very|really], [very|really] long day.",
-    "The sky was [blue|grey] and the grass was green.",
-    "Nothing else happened for a [long|great] while.",
+    "The day went on and on.",
+    "It was a very, very long day.",
+    "The sky was wide and the air was warm.",
+    "Nothing else happened for a long while.",
     "And so on, and so on.",
 )
 THE_END = "The end."
@@ -221,7 +149,6 @@ THE_END = "The end."
 ROLES: dict[str, dict[str, tuple[str, ...]]] = {
     "opening": {"": OPENINGS},
     "goal": {"": GOALS},
-    "journey": {"": JOURNEYS},
     "mishap": MISHAPS,
     "ask": ASKS,
     "reply": REPLIES,
