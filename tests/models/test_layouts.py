@@ -10,7 +10,6 @@ import pytest
 import torch
 from tests.tiny_models import (
     WINDOW,
-    norms_in_own_dtype,
     random_tree,
     random_trees,
     tiny_model,
@@ -21,6 +20,7 @@ from trimtab.data.batch import Span, TreeBatch, TreeSpans, pack
 from trimtab.data.trees import TokenTree
 from trimtab.models.attention import install, plain_attention
 from trimtab.models.forward import Layout, hidden_states
+from trimtab.models.fused import install_fused
 from trimtab.models.load import checkpoint_activations
 
 ARCHITECTURES = ("llama", "qwen3", "gemma3_text", "gpt2", "gemma2", "mistral")
@@ -28,12 +28,17 @@ LONGEST = (12, 60)  # all trees in masked blocks; most trees in a cascade
 
 
 def states_and_gradients(
-    model: nn.Module, batch: TreeBatch, layout: Layout
+    model: nn.Module, batch: TreeBatch, layout: Layout, *, authors: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states at targets and ends, and the gradient of a random function of them."""
+    """Hidden states at targets and ends, and the gradient of a random function of them.
+
+    ``padded`` has the model's own attention; with ``authors`` its own norms and gates too.
+    """
     model.zero_grad()
     if layout == "padded":
         with plain_attention(model):
+            if not authors:
+                install_fused(model)
             return _run(model, batch, layout)
     return _run(model, batch, layout)
 
@@ -74,17 +79,27 @@ def test_layouts_equal_in_fp32(name: str, longest: int) -> None:
 @pytest.mark.parametrize("longest", LONGEST)
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "mistral", "gemma3_text"])
 def test_layouts_equal_in_fp64(name: str, longest: int) -> None:
-    """With norms in fp64: transformers' own RMSNorms round to fp32 on their way."""
+    """With fused norms, which stay in fp64: transformers' own round to fp32 on their way."""
     model = tiny_model(name, dtype=torch.float64)
-    norms_in_own_dtype(model)
     batch = pack(random_trees(2, longest=longest))
     assert_layouts_equal(model, batch, states=1e-12, gradients=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "states", "gradients"), [(torch.float32, 1e-6, 3e-6), (torch.float64, 3e-7, 1e-6)]
+)
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text"])
-def test_layouts_equal_in_fp64_as_far_as_fp32_norms_allow(name: str) -> None:
+def test_equal_to_the_model_as_its_authors_wrote_it(
+    name: str, dtype: torch.dtype, states: float, gradients: float
+) -> None:
+    """Fused norms and gates against transformers' own, as far as its fp32 norms allow."""
+    model = tiny_model(name, dtype=dtype)
     batch = pack(random_trees(3, longest=60))
-    assert_layouts_equal(tiny_model(name, dtype=torch.float64), batch, states=1e-7, gradients=2e-7)
+    install(model)
+    oracle = states_and_gradients(model, batch, "padded", authors=True)
+    got = states_and_gradients(model, batch, "shared")
+    assert distance(got[0], oracle[0]) < states
+    assert distance(got[1], oracle[1]) < gradients
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "gpt2"])
@@ -128,7 +143,6 @@ def test_layouts_equal_with_adapters() -> None:
     config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     base = tiny_model("llama", dtype=torch.float64)
     model = peft.get_peft_model(base, config, autocast_adapter_dtype=False).double().train()
-    norms_in_own_dtype(model)
     batch = pack(random_trees(4, longest=60))
     assert_layouts_equal(model, batch, states=1e-12, gradients=1e-12)
 

@@ -28,6 +28,7 @@ from trimtab.models.attention_kernels import (
     masked_attention,
 )
 from trimtab.models.attention_plan import LayerCall, TreePlan
+from trimtab.models.fused import install_fused, uninstall_fused
 
 ATTENTION_NAME = "trimtab_tree"
 
@@ -158,7 +159,9 @@ def is_installed(model: nn.Module) -> bool:
 
 
 def install(model: nn.Module) -> None:
-    """Switch a model (PEFT-wrapped or not) to tree attention; does nothing the second time.
+    """Switch a model (PEFT-wrapped or not) to tree attention and to the parts of ``fused.py``.
+
+    Does nothing the second time.
 
     Whether the architecture really calls it is for ``forward.choose_layout`` to find out.
     """
@@ -167,11 +170,13 @@ def install(model: nn.Module) -> None:
         # On the model, not in its config: that would be written to config.json.
         inner._trimtab_plain_attention = inner.config._attn_implementation
         inner.set_attn_implementation(ATTENTION_NAME)
+    install_fused(inner)
 
 
 def uninstall(model: nn.Module) -> None:
-    """Give a model back the attention that it had before ``install``."""
+    """Give a model back the attention and the modules that it had before ``install``."""
     inner = unwrap(model)
+    uninstall_fused(inner)
     if is_installed(model):
         inner.set_attn_implementation(getattr(inner, "_trimtab_plain_attention", "eager"))
 

@@ -1,0 +1,134 @@
+"""Fused norms and gates against the modules that they replace: values, gradients, who gets them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.models.small_models import small
+from torch import Tensor, nn
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm
+
+from trimtab.models.fused import (
+    GatedSiLUFunction,
+    RMSNormFunction,
+    install_fused,
+    uninstall_fused,
+)
+
+WIDTH = 48
+
+
+def norm(kind: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(1)
+    module = kind(WIDTH, 1e-5)  # type: ignore[call-arg]
+    nn.init.normal_(module.weight, 0.7, 0.3)  # type: ignore[arg-type]
+    return module
+
+
+def gated() -> nn.Module:
+    torch.manual_seed(1)
+    return LlamaMLP(LlamaConfig(hidden_size=WIDTH, intermediate_size=96, num_attention_heads=4))
+
+
+MAKERS = {
+    "llama": lambda: norm(LlamaRMSNorm),
+    "gemma": lambda: norm(GemmaRMSNorm),
+    "gated": gated,
+}
+
+
+def run(module: nn.Module, x: Tensor) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    weight = torch.linspace(-1, 2, x.numel()).view_as(x).to(x.dtype)
+    y = module(x)
+    found = torch.autograd.grad((y * weight).sum(), [x, *module.parameters()])
+    return [y.detach(), *found]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-6), (torch.bfloat16, 2e-2)]
+)
+def test_equals_the_module(name: str, dtype: torch.dtype, tolerance: float) -> None:
+    """Forward and gradients; in fp64 as far as the module's own fp32 norm allows."""
+    module = MAKERS[name]().to(dtype)
+    x = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(2)).to(dtype)
+    expected = run(module, x)
+    assert install_fused(module) == 1
+    found = run(module, x)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        assert (a - b).double().norm() <= tolerance * b.double().norm()
+    uninstall_fused(module)
+    assert all(torch.equal(a, b) for a, b in zip(run(module, x), expected, strict=True))
+
+
+@pytest.mark.parametrize("gemma", [False, True])
+def test_norm_by_finite_differences(gemma: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(3, 7, generator=generator, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(7, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    def function(x: Tensor, w: Tensor) -> Any:
+        return RMSNormFunction.apply(x, w, 1e-3, gemma)
+
+    assert torch.autograd.gradcheck(function, (x, w))
+    assert torch.autograd.gradcheck(function, (x, w.detach()))  # a frozen weight
+
+
+def test_gate_by_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(4)
+    gate, up = (
+        torch.randn(3, 7, generator=generator, dtype=torch.float64, requires_grad=True)
+        for _ in range(2)
+    )
+    assert torch.autograd.gradcheck(GatedSiLUFunction.apply, (gate, up))
+
+
+def test_rejects_a_norm_without_its_mean_term() -> None:
+    """The wrong variant: a gradient that takes the rms for a constant fails the comparison."""
+    module = norm(LlamaRMSNorm)
+    x = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    y = module(x)
+    (right,) = torch.autograd.grad(y.sum(), x)
+    inverse = (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    wrong = inverse * module.weight  # type: ignore[operator]
+    assert (wrong - right).norm() > 0.05 * right.norm()
+
+
+class Scaled(nn.Module):
+    """A norm of the same name and attributes that computes something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(WIDTH))
+        self.variance_epsilon = 1e-5
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return 2 * self.weight * hidden_states
+
+
+def test_other_modules_are_left_alone() -> None:
+    gelu = LlamaMLP(
+        LlamaConfig(
+            hidden_size=WIDTH, intermediate_size=96, num_attention_heads=4, hidden_act="gelu"
+        )
+    )
+    assert install_fused(nn.ModuleList([Scaled(), gelu, nn.LayerNorm(WIDTH)])) == 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "count"),
+    [("llama", 3), ("qwen3", 5), ("gemma3", 6), ("gpt2", 0)],
+)
+def test_architectures(architecture: str, count: int) -> None:
+    """Per layer: norms, query and key norms, and the gate where it is a SiLU; one norm at last."""
+    model = small(architecture)
+    layers = model.config.num_hidden_layers
+    assert install_fused(model) == (count * layers + 1 if count else 0)
+    assert install_fused(model) == (count * layers + 1 if count else 0)  # twice is once
+    uninstall_fused(model)
+    assert not any("forward" in vars(module) for module in model.modules())
