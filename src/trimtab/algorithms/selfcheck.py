@@ -32,7 +32,7 @@ from trimtab.models.logprobs import token_stats
 # Nats per token: the largest difference in fp32, the root mean square in half precision, where
 # single tokens of low probability differ by the rounding of their logits (8 bits in bf16).
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.08, torch.float16: 0.02}
-SAMPLE_TOKENS = 768
+SAMPLE_TOKENS = 384  # seconds on a CPU, for a model of hundreds of millions too
 KNOWN = {"dpo": math.log(2), "tdpo2": math.log(2)}  # the loss where policy and reference agree
 RELOAD_LIMIT = 400_000_000  # parameters; beyond, saving is verified when the run saves
 
@@ -142,7 +142,7 @@ def _reference(stage: PreferenceOptimisation, tolerance: float) -> Iterator[Chec
 
 
 def _gradients(stage: Stage) -> Check:
-    """Every trainable tensor gets a finite gradient from the first micro-batches of the step."""
+    """Every trainable tensor gets a finite gradient from a micro-batch of the first step."""
     model = stage.policy.model
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     reached: set[str] = set()
@@ -151,7 +151,11 @@ def _gradients(stage: Stage) -> Check:
         micros = stage.micros(0)
         state = stage.state_dict()
         stage.prepare(0, micros)
-        outcome = stage.terms(micros[0])
+        smallest = min(
+            (micro for micro in micros if micro.stream == "main"),
+            key=lambda micro: micro.batch.ids.numel(),
+        )
+        outcome = stage.terms(smallest)
         loss = torch.stack([t.weight * t.sum / max(t.count, 1.0) for t in outcome.terms]).sum()
         finite = math.isfinite(loss.item())
         loss.backward()
