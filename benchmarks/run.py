@@ -254,18 +254,35 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def save(results: Mapping[str, Any]) -> Path:
-    """Write both files; the name tells the machine and the day."""
+def result_file(results: Mapping[str, Any]) -> Path:
+    """The JSON file of results; its name tells the machine and the day."""
     device = re.sub(r"[^a-z0-9]+", "-", results["machine"]["cpu"].lower()).strip("-")
     quick = "-quick" if results["quick"] else ""
     stem = f"{device}-{results['threads']}t-{results['date']}{quick}"
-    folder = ROOT / "build" / "bench" if quick else RESULTS
-    folder.mkdir(parents=True, exist_ok=True)
+    return (ROOT / "build" / "bench" if quick else RESULTS) / f"{stem}.json"
+
+
+def keep(results: dict[str, Any]) -> None:
+    """Take over what was measured earlier on this day and machine; cases run now replace theirs."""
+    path = result_file(results)
+    if not path.exists():
+        return
+    old = json.loads(path.read_text())
+    results["cases"] = old["cases"]
+    results["machine"]["rates"] = old["machine"].get("rates", {})
+    if "help" in old:
+        results["help"] = old["help"]
+
+
+def save(results: Mapping[str, Any]) -> Path:
+    """Write the JSON and the table."""
+    target = result_file(results)
+    target.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1)
     # Innermost lists and objects on one line each.
     text = re.sub(r"([\[{])\s+([^\[\]{}]*?)\s+([\]}])", _flat, text)
-    (folder / f"{stem}.json").write_text(text + "\n")
-    path = folder / f"{stem}.md"
+    target.write_text(text + "\n")
+    path = target.with_suffix(".md")
     path.write_text(table.markdown(results))
     return path
 
@@ -281,6 +298,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--arms", nargs="*", help="these arms only, and the first of each case")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="of torch, on both sides")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="add to what was measured earlier today on this machine, instead of replacing it",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="2 rows a step, once: does it run at all?"
     )
@@ -301,6 +323,8 @@ def main() -> int:
         "quick": arguments.quick,
         "cases": {},
     }
+    if arguments.keep:
+        keep(results)
     try:
         return run_all(cases, results, arguments)
     except (rows.RowsChanged, models.ModelMissing) as error:
@@ -322,10 +346,11 @@ def run_all(
         case["notes"] = []
         gain = _bf16_gain(case["model"], arguments.threads, results)
         arms_of(case, arguments.arms, gain)
-        results["cases"][name] = run_case(name, case, arguments.data, arguments)
+        found = run_case(name, case, arguments.data, arguments)
+        results["cases"][name] = {**found, "commit": results["commit"]}
         path = save(results)
         print(f"  saved {path.relative_to(ROOT)}", flush=True)
-    notes = [note for case in results["cases"].values() for note in case["notes"]]
+    notes = [note for name in cases for note in results["cases"][name]["notes"]]
     return int(any(" failed: " in note for note in notes))
 
 

@@ -153,10 +153,14 @@ _START = (
 def markdown(results: Mapping[str, Any]) -> str:
     """The results as a page."""
     machine = results["machine"]
+    commits = ", ".join(
+        sorted({c.get("commit", results["commit"]) for c in results["cases"].values()})
+    )
+    commits = commits or results["commit"]
     lines = [
         f"# {results['date']}: {machine['cpu']}, {results['threads']} threads",
         "",
-        f"trimtab at {results['commit']}; TRL 1.16.0; up to {results['repeats']} runs an arm, in "
+        f"trimtab at {commits}; TRL 1.16.0; up to {results['repeats']} runs an arm, in "
         "turn, medians; `trimtab / arm` is trimtab's figure divided by the arm's. "
         "[README.md](../README.md) says what each column means.",
     ]
