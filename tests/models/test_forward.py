@@ -16,6 +16,7 @@ from trimtab.models import forward
 from trimtab.models.attention import install, is_installed, plain_attention
 from trimtab.models.attention_kernels import block_attention_works
 from trimtab.models.forward import (
+    Layout,
     LayoutChoice,
     backbone,
     choose_layout,
@@ -23,6 +24,7 @@ from trimtab.models.forward import (
     hidden_states,
     target_hidden,
 )
+from trimtab.models.last_layer import takes_rows
 
 SUPPORTED = ("llama", "qwen3", "gemma3_text", "gemma2", "mistral", "gpt2", "opt", "gpt_oss")
 
@@ -171,7 +173,7 @@ def test_first_branch_token_is_predicted_by_the_trunk() -> None:
     model = tiny_model("llama")
     install(model)
     with torch.no_grad():
-        hidden = hidden_states(model, batch, "shared")
+        hidden = hidden_states(model, batch, "shared", whole=True)
         wrong = hidden.states[batch.target - 1]
     assert float((wrong - hidden.targets()).abs().max()) > 0.1
 
@@ -225,3 +227,37 @@ def test_adapters_are_part_of_the_backbone() -> None:
             off = target_hidden(wrapped, batch, "shared")
     assert float((off - base).norm() / base.norm()) < 1e-6
     assert float((tuned - base).norm() / base.norm()) > 1e-2
+
+
+@pytest.mark.parametrize(("name", "short"), [("llama", True), ("qwen3", True), ("gpt2", False)])
+@pytest.mark.parametrize("layout", ["shared", "packed"])
+def test_a_short_last_layer_changes_no_answer(name: str, short: bool, layout: Layout) -> None:
+    """Fewer rows come out of it, and those that are read are the same, gradients too."""
+    batch = pack(random_trees(1, longest=40))
+    model = tiny_model(name, dtype=torch.float64)
+    install(model)
+    found = []
+    for whole in (False, True):
+        model.zero_grad()
+        hidden = hidden_states(model, batch, layout, whole=whole)
+        states = torch.cat((hidden.targets(), hidden.ends()))
+        states.square().sum().backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found.append((hidden.states.shape[0], states.detach(), gradients))
+    (few, a, of_a), (every, b, of_b) = found
+    assert (few < every) == short
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    for one, other in zip(of_a, of_b, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_the_last_layer_goes_back_to_its_authors() -> None:
+    model = tiny_model("llama")
+    batch = pack(random_trees(1))
+    install(model)
+    assert takes_rows(model)
+    with plain_attention(model):
+        assert not takes_rows(model)
+        assert "forward" not in vars(model.model.layers[-1])
+        hidden_states(model, batch, "padded")
+    assert takes_rows(model)

@@ -186,8 +186,8 @@ def test_siblings_and_other_trees_change_no_bit(
     changed = [trees[0], replaced_tokens(trees[1], 1), trees[2]]
     batch, other = pack(trees), pack(changed)
     with torch.no_grad():
-        a = hidden_states(model, batch, "shared").states
-        b = hidden_states(model, other, "shared").states
+        a = hidden_states(model, batch, "shared", whole=True).states
+        b = hidden_states(model, other, "shared", whole=True).states
     moved = (a != b).any(-1)
     branch = batch.spans[1].branches[1]
     assert moved[branch.start : branch.end].all()
@@ -203,8 +203,8 @@ def test_a_trunk_reaches_its_own_branches_and_no_more() -> None:
     trunk = trees[1].trunk._replace(ids=(3, *trees[1].trunk.ids[1:]))
     batch, other = pack(trees), pack([trees[0], trees[1]._replace(trunk=trunk), trees[2]])
     with torch.no_grad():
-        a = hidden_states(model, batch, "shared").states
-        b = hidden_states(model, other, "shared").states
+        a = hidden_states(model, batch, "shared", whole=True).states
+        b = hidden_states(model, other, "shared", whole=True).states
     moved = (a != b).any(-1)
     tree = batch.spans[1]
     assert moved[tree.start : tree.end].all()

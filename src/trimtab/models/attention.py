@@ -29,10 +29,11 @@ from trimtab.models.attention_kernels import (
 )
 from trimtab.models.attention_plan import LayerCall, TreePlan
 from trimtab.models.fused import install_fused, uninstall_fused
+from trimtab.models.last_layer import install_last_layer, uninstall_last_layer
 
 ATTENTION_NAME = "trimtab_tree"
 
-_KNOWN_TENSORS = frozenset({"position_ids", "cache_position"})
+_KNOWN_TENSORS = frozenset({"position_ids", "cache_position", "tree_rows"})
 """Tensor arguments that do not change what attention computes once RoPE has been applied."""
 
 
@@ -159,11 +160,10 @@ def is_installed(model: nn.Module) -> bool:
 
 
 def install(model: nn.Module) -> None:
-    """Switch a model (PEFT-wrapped or not) to tree attention and to the parts of ``fused.py``.
+    """Switch a model (PEFT-wrapped or not) to tree attention, fused parts and a short last layer.
 
-    Does nothing the second time.
-
-    Whether the architecture really calls it is for ``forward.choose_layout`` to find out.
+    See ``fused.py`` and ``last_layer.py``. Does nothing the second time. Whether the architecture
+    really calls tree attention is for ``forward.choose_layout`` to find out.
     """
     inner = unwrap(model)
     if not is_installed(model):
@@ -171,12 +171,14 @@ def install(model: nn.Module) -> None:
         inner._trimtab_plain_attention = inner.config._attn_implementation
         inner.set_attn_implementation(ATTENTION_NAME)
     install_fused(inner)
+    install_last_layer(inner)
 
 
 def uninstall(model: nn.Module) -> None:
     """Give a model back the attention and the modules that it had before ``install``."""
     inner = unwrap(model)
     uninstall_fused(inner)
+    uninstall_last_layer(inner)
     if is_installed(model):
         inner.set_attn_implementation(getattr(inner, "_trimtab_plain_attention", "eager"))
 

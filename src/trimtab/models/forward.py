@@ -30,6 +30,7 @@ from trimtab.models.attention import (
     unwrap,
 )
 from trimtab.models.attention_plan import LayerCall, TreePlan
+from trimtab.models.last_layer import takes_rows
 
 Layout = Literal["shared", "packed", "padded"]
 
@@ -45,7 +46,8 @@ class LayoutChoice(NamedTuple):
 class Hidden:
     """Hidden states after the final norm, from one forward pass, and where to read them.
 
-    states     [S, d]  rows of the layout, flattened; padding included in ``padded``
+    states     [S, d]  rows of the layout, flattened; padding included in ``padded``, and only what
+                       is read after a short last layer
     predictor  [M]     row that predicts each target
     end        [N]     row of each branch's last token
     """
@@ -70,6 +72,14 @@ class _Route:
     inputs: dict[str, Any]
     predictor: Tensor
     end: Tensor
+    read: Tensor | None = None  # rows that predict or end something, sorted; None in ``padded``
+
+    def hidden(self, states: Tensor) -> Hidden:
+        """Where to read [S, d], of all rows or of those in ``read``."""
+        if self.read is None or states.shape[0] == self.inputs["input_ids"].numel():
+            return Hidden(states, self.predictor, self.end)
+        places = (torch.searchsorted(self.read, x) for x in (self.predictor, self.end))
+        return Hidden(states, *places)
 
     @property
     def plan(self) -> TreePlan:
@@ -87,15 +97,21 @@ def backbone(model: nn.Module) -> nn.Module:
     return inner.base_model if inner.base_model is not inner else getattr(inner, "model", inner)
 
 
-def hidden_states(model: nn.Module, batch: TreeBatch, layout: Layout) -> Hidden:
+def hidden_states(
+    model: nn.Module, batch: TreeBatch, layout: Layout, *, whole: bool = False
+) -> Hidden:
     """Run the backbone once over ``batch``, which lies on the model's device.
 
     ``shared`` and ``packed`` need a model that ``choose_layout`` (or ``attention.install``) has
-    prepared; ``padded`` takes any, and is an oracle under ``attention.plain_attention``.
+    prepared; ``padded`` takes any, and is an oracle under ``attention.plain_attention``. ``whole``
+    asks for the states of all rows, also where a short last layer would leave some out.
     """
     route = _route(batch, layout)
-    output = backbone(model)(**route.inputs, use_cache=False)
-    return Hidden(output.last_hidden_state.flatten(0, 1), route.predictor, route.end)
+    inputs = route.inputs
+    if route.read is not None and not whole and takes_rows(unwrap(model)):
+        inputs = {**inputs, "tree_rows": route.read}
+    output = backbone(model)(**inputs, use_cache=False)
+    return route.hidden(output.last_hidden_state.flatten(0, 1))
 
 
 def target_hidden(model: nn.Module, batch: TreeBatch, layout: Layout) -> Tensor:
@@ -129,7 +145,8 @@ def _tree_route(batch: TreeBatch) -> _Route:
         "attention_mask": batch.ids.new_zeros(1, 1, 1, 1),
         "tree_plan": TreePlan(batch.spans, batch.depth),
     }
-    return _Route(inputs, batch.predictor, batch.end)
+    read = torch.cat((batch.predictor, batch.end)).unique()
+    return _Route(inputs, batch.predictor, batch.end, read)
 
 
 def _padded_route(alone: TreeBatch) -> _Route:

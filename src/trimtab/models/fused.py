@@ -15,6 +15,7 @@ Shapes: [..., d] activations, [d] weight of a norm.
 
 from __future__ import annotations
 
+import inspect
 import types
 from typing import Any
 
@@ -130,27 +131,28 @@ def uninstall_fused(model: nn.Module) -> None:
 
 
 def _fused_forward(module: nn.Module) -> Any | None:
-    code = getattr(type(module).forward, "__code__", None)
     for original, fused in _REPLACED:
-        known = original.forward.__code__
-        if code is None or (code.co_code, code.co_names, code.co_consts) != (
-            known.co_code,
-            known.co_names,
-            known.co_consts,
-        ):
+        if not same_code(type(module), original, "forward"):
             continue
         if original is LlamaMLP and not _is_silu(module.act_fn):
             continue
         # A Gemma norm keeps its arithmetic in a second method.
-        if original is GemmaRMSNorm and not _same_code(type(module), GemmaRMSNorm, "_norm"):
+        if original is GemmaRMSNorm and not same_code(type(module), original, "_norm"):
             continue
         return fused
     return None
 
 
-def _same_code(one: Any, other: Any, method: str) -> bool:
-    a, b = (getattr(getattr(c, method, None), "__code__", None) for c in (one, other))
-    return a is not None and b is not None and (a.co_code, a.co_names) == (b.co_code, b.co_names)
+def same_code(one: type, other: type, method: str) -> bool:
+    """Whether two classes have, instruction for instruction, the same method below decorators."""
+    codes = []
+    for kind in (one, other):
+        function = getattr(kind, method, None)
+        code = getattr(function and inspect.unwrap(function), "__code__", None)
+        if code is None:
+            return False
+        codes.append((code.co_code, code.co_names, code.co_consts))
+    return codes[0] == codes[1]
 
 
 def _is_silu(activation: Any) -> bool:
