@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import peft
 import pytest
 import torch
-from tests.models.small_models import small
+from tests.models.small_models import IDS, small
 from torch import Tensor, nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm
@@ -17,6 +18,7 @@ from trimtab.models.fused import (
     install_fused,
     uninstall_fused,
 )
+from trimtab.models.fused_lora import LoraLinearFunction
 
 WIDTH = 48
 
@@ -132,3 +134,73 @@ def test_architectures(architecture: str, count: int) -> None:
     assert install_fused(model) == (count * layers + 1 if count else 0)  # twice is once
     uninstall_fused(model)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def adapted(dtype: torch.dtype = torch.float64, **settings: Any) -> Any:
+    """A model of two layers with adapters that are not zero."""
+    torch.manual_seed(5)
+    config = peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules="all-linear", init_lora_weights=False, **settings
+    )
+    base = small("llama", dtype=dtype)
+    return peft.get_peft_model(base, config, autocast_adapter_dtype=False).to(dtype).train()
+
+
+def logits_and_gradients(model: Any) -> list[Tensor]:
+    model.zero_grad()
+    out = model(input_ids=IDS[None], use_cache=False).logits
+    out.square().mean().backward()
+    found = [p.grad for p in model.parameters() if p.grad is not None]
+    return [out.detach(), *(g.clone() for g in found)]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT uses a deprecated property
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}])
+def test_adapters_equal_peft(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain LoRA through one node, variants through peft's own forward; switched off, none."""
+    calls: list[int] = []
+    apply = LoraLinearFunction.apply
+    monkeypatch.setattr(LoraLinearFunction, "apply", lambda *a: calls.append(1) or apply(*a))
+    model = adapted(**settings)
+    expected = logits_and_gradients(model)
+    base = model.get_base_model()
+    assert install_fused(base) > 14
+    found = logits_and_gradients(model)
+    assert len(calls) == (0 if settings else 14)  # seven linear layers in each of two
+    for a, b in zip(found, expected, strict=True):
+        # The norms are fused too, and transformers' own are fp32.
+        assert (a - b).norm() <= 5e-6 * b.norm()
+    calls.clear()
+    with model.disable_adapter(), torch.no_grad():
+        off = model(input_ids=IDS[None], use_cache=False).logits
+    assert not calls and (off - found[0]).abs().max() > 1e-3
+    uninstall_fused(base)
+    assert not any("forward" in vars(module) for module in base.modules())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_dropout_goes_through_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unexpected(*_: Any) -> None:
+        raise AssertionError("dropout is not in the node")
+
+    monkeypatch.setattr(LoraLinearFunction, "apply", unexpected)
+    model = adapted(lora_dropout=0.5)
+    install_fused(model.get_base_model())
+    logits_and_gradients(model)
+
+
+def test_lora_by_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(6)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x, a, b = (draw(*shape).requires_grad_() for shape in ((2, 3, 5), (2, 5), (4, 2)))
+    weight, bias = draw(4, 5), draw(4)
+
+    def function(x: Tensor, a: Tensor, b: Tensor) -> Any:
+        return LoraLinearFunction.apply(x, weight, bias, a, b, 0.7)
+
+    assert torch.autograd.gradcheck(function, (x, a, b))
+    expected = x @ weight.T + bias + 0.7 * (x @ a.T @ b.T)
+    torch.testing.assert_close(function(x, a, b), expected, rtol=1e-12, atol=1e-12)

@@ -1,4 +1,4 @@
-"""RMSNorm and the gated SiLU as one node each, with backward passes of their own.
+"""RMSNorm, the gated SiLU and LoRA as one node each, with backward passes of their own.
 
 transformers writes both as chains of small operations, and autograd keeps what lies between them:
 of a Llama layer that is a third of all that is kept for the backward pass, written once and read
@@ -27,6 +27,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from trimtab.models.attention_kernels import compute_dtype
+from trimtab.models.fused_lora import is_lora_linear, lora_forward
 
 
 class RMSNormFunction(torch.autograd.Function):
@@ -108,12 +109,15 @@ _REPLACED = (
 )
 
 
+_OURS = frozenset({lora_forward, *(fused for _, fused in _REPLACED)})
+
+
 def install_fused(model: nn.Module) -> int:
     """Replace the forward of every module that has one of the known; returns how many have it."""
     count = 0
     for module in model.modules():
         if "forward" in vars(module):
-            count += getattr(module.forward, "__func__", None) in dict(_REPLACED).values()
+            count += getattr(module.forward, "__func__", None) in _OURS
             continue
         fused = _fused_forward(module)
         if fused is not None:
@@ -124,13 +128,14 @@ def install_fused(model: nn.Module) -> int:
 
 def uninstall_fused(model: nn.Module) -> None:
     """Give every module its own forward back."""
-    ours = {fused for _, fused in _REPLACED}
     for module in model.modules():
-        if getattr(vars(module).get("forward"), "__func__", None) in ours:
+        if getattr(vars(module).get("forward"), "__func__", None) in _OURS:
             del module.forward
 
 
 def _fused_forward(module: nn.Module) -> Any | None:
+    if is_lora_linear(module):
+        return lora_forward
     for original, fused in _REPLACED:
         if not same_code(type(module), original, "forward"):
             continue
