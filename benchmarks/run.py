@@ -35,6 +35,10 @@ LIMIT_SECONDS = 3600
 BF16_PAYS = 1.2
 
 
+# Of the parent: trimtab sets the last one for itself when it is imported, in its own process.
+_OURS = ("TRIMTAB_", "HF_", "THP_")
+
+
 class RunFailed(Exception):
     """A process ended badly; the message has its last lines."""
 
@@ -72,7 +76,7 @@ def process(python: Path, module: str, job: dict[str, Any], threads: int) -> dic
         path = folder / "job.json"
         path.write_text(json.dumps({**job, "scratch": scratch, "started": time.time()}))
         environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("TRIMTAB_", "HF_"))},
+            **{k: v for k, v in os.environ.items() if not k.startswith(_OURS)},
             "OMP_NUM_THREADS": str(threads),
             "HF_HOME": str(folder / "hf"),  # nothing is cached from an earlier run
             "HF_HUB_OFFLINE": "1",

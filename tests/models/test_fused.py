@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import peft
 import pytest
 import torch
-from tests.models.small_models import IDS, small
+from tests.models.small_models import IDS, logits, small
 from torch import Tensor, nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm
@@ -94,7 +95,7 @@ def test_rejects_a_norm_without_its_mean_term() -> None:
     """The wrong variant: a gradient that takes the rms for a constant fails the comparison."""
     module = norm(LlamaRMSNorm)
     x = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(2), requires_grad=True)
-    y = module(x)
+    y: Any = RMSNormFunction.apply(x, module.weight, 1e-5, False)
     (right,) = torch.autograd.grad(y.sum(), x)
     inverse = (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
     wrong = inverse * module.weight  # type: ignore[operator]
@@ -204,3 +205,21 @@ def test_lora_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(function, (x, a, b))
     expected = x @ weight.T + bias + 0.7 * (x @ a.T @ b.T)
     torch.testing.assert_close(function(x, a, b), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_copies_have_their_own() -> None:
+    """A deep copy (a frozen reference) computes with its own weights, and a second backward too."""
+    model = small("llama")
+    install_fused(model)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(1.5)
+        assert not torch.equal(logits(model), logits(twin))
+    uninstall_fused(twin)
+    assert any("forward" in vars(module) for module in model.modules())
+    out = model(input_ids=IDS[None], use_cache=False).logits.square().mean()
+    leaf = model.model.layers[0].mlp.gate_proj.weight
+    (first,) = torch.autograd.grad(out, leaf, retain_graph=True)
+    (second,) = torch.autograd.grad(out, leaf)
+    assert torch.equal(first, second)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trimtab.models import logprob_function
 from trimtab.models.logprobs import (
     LogitHead,
     TokenStats,
@@ -19,6 +20,7 @@ from trimtab.models.logprobs import (
 TOKENS, VOCABULARY, WIDTH = 13, 37, 8
 ONE_ROW = 1  # chunk_bytes: one token a chunk
 FIVE_ROWS = 5 * VOCABULARY * 8
+TWO_ROWS = 2 * VOCABULARY * 8
 
 
 class Case(NamedTuple):
@@ -103,11 +105,21 @@ ASKED: dict[str, dict[str, bool]] = {
 }
 
 
+@pytest.mark.parametrize("block_bytes", [2**20, TWO_ROWS])
 @pytest.mark.parametrize("chunk_bytes", [ONE_ROW, FIVE_ROWS, 2**20])
 @pytest.mark.parametrize("keep_bytes", [0, 2**20])
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("head", HEADS)
-def test_equals_twin_in_fp64(head: str, asked: str, keep_bytes: int, chunk_bytes: int) -> None:
+def test_equals_twin_in_fp64(
+    head: str,
+    asked: str,
+    keep_bytes: int,
+    chunk_bytes: int,
+    block_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every way to differentiate, with one block of rows a chunk and with several."""
+    monkeypatch.setattr(logprob_function, "BLOCK_BYTES", block_bytes)
     case = make_case(**HEADS[head])
     options: dict[str, Any] = dict(ASKED[asked])
     if options.pop("kl", False):
@@ -189,16 +201,19 @@ def test_golden_values() -> None:
     assert stats.correct is not None and not stats.correct.item()
 
 
-def test_three_ways_agree() -> None:
-    """scale (forward makes the gradient), keep and recompute are the same function."""
-    frozen = make_case(frozen=True, softcap=4.0)
+@pytest.mark.parametrize("entropy", [False, True])
+def test_ways_agree(entropy: bool) -> None:
+    """scale, residual or keep (with a differentiated entropy) and recompute: one function."""
     trained = make_case(softcap=4.0)
-    by_scale = run(token_stats, frozen, chunk_bytes=FIVE_ROWS)[1][0]
-    by_keep = run(token_stats, trained, chunk_bytes=FIVE_ROWS)[1]
-    by_recompute = run(token_stats, trained, chunk_bytes=FIVE_ROWS, keep_bytes=0)[1]
-    torch.testing.assert_close(by_scale, by_keep[0], rtol=1e-13, atol=1e-13)
+    options = {"chunk_bytes": FIVE_ROWS, "entropy": entropy}
+    by_keep = run(token_stats, trained, **options)[1]
+    by_recompute = run(token_stats, trained, **options, keep_bytes=0)[1]
     for kept, again in zip(by_keep, by_recompute, strict=True):
         assert torch.equal(kept, again)  # the memory at hand must not change a bit
+    if not entropy:
+        frozen = make_case(frozen=True, softcap=4.0)
+        by_scale = run(token_stats, frozen, **options)[1][0]
+        torch.testing.assert_close(by_scale, by_keep[0], rtol=1e-13, atol=1e-13)
 
 
 def test_no_tokens() -> None:

@@ -67,6 +67,35 @@ def test_the_demo_leaves_every_number_and_a_seed_fixes_them(
     assert summary(again) == found
 
 
+@pytest.mark.usefixtures("tiny")
+def test_two_seeds_and_ctrl_c_between_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ladders in folders of their own, their requests the same; interrupted, it goes on."""
+    tell = Storyteller.tell
+
+    def interrupted(self: Storyteller, *given: Any) -> Any:
+        if "seed-5" in str(self.tokenizer.name_or_path):
+            raise KeyboardInterrupt
+        return tell(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storyteller, "tell", interrupted)
+        assert demo.run_demo(output_dir=str(tmp_path), seed=4, seeds=2) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert not (tmp_path / "summary.json").exists()
+    assert demo.run_demo(output_dir=str(tmp_path), seed=4, seeds=2) == 0
+    found = summary(tmp_path)
+    assert found["intervals"].endswith("over requests and seeds")
+    means, asked = [], []
+    for seed in (4, 5):
+        stories = demo_stories.read_stories(tmp_path / f"seed-{seed}" / "stories" / "dpo.jsonl")
+        means.append(sum(s["gold"] for s in stories) / len(stories))
+        asked.append([s["request"] for s in stories])
+    assert asked[0] == asked[1]
+    assert found["models"]["dpo"]["gold_reward"]["mean"] == pytest.approx(sum(means) / 2)
+
+
 def test_a_folder_holds_one_demo(tmp_path: Path) -> None:
     (tmp_path / "demo.json").write_text(json.dumps({"seed": 1, "seeds": 1, "fast": False}))
     with pytest.raises(UsageError, match=r"unfinished demo with .*\"seed\": 1"):
@@ -74,6 +103,10 @@ def test_a_folder_holds_one_demo(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(UsageError, match="holds a finished demo"):
         demo.run_demo(output_dir=str(tmp_path), seed=1)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "sft").mkdir()
+    with pytest.raises(UsageError, match="something else than a demo"):
+        demo.run_demo(output_dir=str(tmp_path / "other"))
     with pytest.raises(UsageError, match="--seeds 0"):
         demo.run_demo(output_dir=str(tmp_path / "new"), seeds=0)
 
@@ -111,7 +144,7 @@ def test_no_row_of_the_demo_is_cut() -> None:
 
 def test_pairs_are_the_annotators_first_and_last() -> None:
     requests = held_out_requests(30)
-    good, bad, middle = "The end.", "", sft_rows(1)[0]["completion"]
+    good, bad, middle = "The end.", "No story.", sft_rows(1)[0]["completion"]
     golds = {story: gold_reward(requests[0], story).total for story in (good, bad, middle)}
     assert golds[good] == golds[bad] == 0 < golds[middle]
     rows = best_and_worst(requests, [[bad, middle, good, bad]] * 30, seed=1, noise=0)
@@ -119,6 +152,8 @@ def test_pairs_are_the_annotators_first_and_last() -> None:
     assert all(row["chosen"] == middle and row["rejected"] != middle for row in rows)
     assert {row["rejected"] for row in rows} == {good, bad}, "ties are broken by a coin"
     assert best_and_worst(requests[:2], [["x", "x"], ["x", "x"]], seed=1) == []
+    # An empty answer would be refused as a row, and ten of them would stop the run.
+    assert best_and_worst(requests[:2], [[" ", middle], ["", "\n"]], seed=1) == []
     noisy = best_and_worst(requests, [[bad, middle]] * 30, seed=1, noise=2.0)
     assert 0 < sum(row["chosen"] == bad for row in noisy) < 30
     assert noisy == best_and_worst(requests, [[bad, middle]] * 30, seed=1, noise=2.0)

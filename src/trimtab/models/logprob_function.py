@@ -60,6 +60,8 @@ class Job:
     ) -> Iterator[tuple[Any, ...]]:
         """Cut a chunk into blocks: where each lies among all rows, and its rows of ``products``."""
         step = max(1, BLOCK_BYTES // (products[0].shape[1] * dtype.itemsize))
+        if products[0].device.type != "cpu":  # there a block is launches, and no cache to stay in
+            step = max(1, chunk.stop - chunk.start)
         for start in range(chunk.start, chunk.stop, step):
             stop = min(start + step, chunk.stop)
             within = slice(start - chunk.start, stop - chunk.start)

@@ -77,7 +77,7 @@ class RewardModel:
 
 
 def train(model: RewardModel, pairs: int, epochs: int, seed: int) -> None:
-    """Minimise -log sigmoid(r_w - r_l), one row of the teller's pairs at a time."""
+    """Minimise -log sigmoid(r_w - r_l), ``BATCH`` of the teller's pairs a step."""
     rows = preference_rows(pairs, seed)
     trees = [model.tree(row["prompt"], (row["chosen"], row["rejected"])) for row in rows]
     weights = [*model.policy.model.parameters(), *model.head.parameters()]

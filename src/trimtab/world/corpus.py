@@ -156,15 +156,18 @@ def judged_pairs(
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write rows as UTF-8 JSON, one a line, and return how many; missing folders are made.
 
-    The bytes are the same on every platform (``\\n`` line ends, keys in the rows' own order).
+    The bytes are the same on every platform (``\\n`` line ends, keys in the rows' own order). The
+    file is there whole or not at all.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with path.open("w", encoding="utf-8", newline="\n") as file:
+    temporary = path.with_name(f".tmp-{path.name}")
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
+    temporary.replace(path)
     return count
 
 

@@ -66,6 +66,7 @@ def run_demo(*, output_dir: str, seed: int = 0, seeds: int = 1, fast: bool = Fal
         + (f" to {seed + seeds - 1}" if seeds > 1 else "")
     )
     command = ["trimtab", "demo", "--output-dir", str(folder), "--seed", str(seed)]
+    command += ["--seeds", str(seeds)] * (seeds > 1) + ["--fast"] * fast
     # The same requests for all seeds: their difficulty then is not taken for a seed's.
     requests = held_out_requests(size.requests, seed)
     ladders: list[dict[str, list[dict[str, Any]]]] = []
@@ -73,7 +74,10 @@ def run_demo(*, output_dir: str, seed: int = 0, seeds: int = 1, fast: bool = Fal
         place = folder if seeds == 1 else folder / f"seed-{one}"
         if seeds > 1:
             _say(f"\n======== seed {one}")
-        told = _ladder(place, size, one, requests, command)
+        try:
+            told = _ladder(place, size, one, requests, command)
+        except KeyboardInterrupt:  # while stories were sampled, say
+            told = None
         if told is None:
             _say("stopped; the same command goes on from there")
             return 130
@@ -82,7 +86,7 @@ def run_demo(*, output_dir: str, seed: int = 0, seeds: int = 1, fast: bool = Fal
     summary["seconds"] = round(time.perf_counter() - start, 1)
     _report(summary, ladders[0], folder)
     # Last: this file says that the demo is finished.
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    _write(folder / "summary.json", json.dumps(summary, indent=1))
     _say(_next_steps(folder, folder if seeds == 1 else folder / f"seed-{seed}", summary["seconds"]))
     return 0
 
@@ -133,8 +137,19 @@ def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
             f"output_dir={folder}: holds an unfinished demo with {path.read_text().strip()}; "
             "remove it, give the same options, or another --output-dir"
         )
+    if not path.exists() and folder.exists() and any(folder.iterdir()):
+        raise UsageError(
+            f"output_dir={folder}: holds something else than a demo; give another --output-dir"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings) + "\n")
+    _write(path, json.dumps(settings))
+
+
+def _write(path: Path, text: str) -> None:
+    """A file that is there whole or not at all: it says how far the demo is."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    temporary.write_text(text + "\n")
+    temporary.replace(path)
 
 
 def _say(text: str) -> None:
@@ -214,7 +229,7 @@ def _summary(
         **settings,
         "requests": size.requests,
         "tellings": size.tellings,
-        "intervals": "95 %, bootstrap over requests and seeds",
+        "intervals": f"95 %, bootstrap over {_over(settings['seeds'])}",
         "kl": KL_ESTIMATOR,
         "demonstrations_gold_reward": mean(
             gold_reward(row["prompt"], row["completion"]).total for row in rows
@@ -223,12 +238,16 @@ def _summary(
     }
 
 
+def _over(seeds: int) -> str:
+    return "requests and seeds" if seeds > 1 else "requests"
+
+
 def _report(
     summary: dict[str, Any], told: Mapping[str, list[dict[str, Any]]], folder: Path
 ) -> None:
-    over = "requests and seeds" if summary["seeds"] > 1 else "requests"
     _say(
-        f"\nMeans with 95 % intervals over {over}; gold reward is 0 to 1, computed from the text:\n"
+        f"\nMeans with 95 % intervals over {_over(summary['seeds'])}; "
+        "gold reward is 0 to 1, computed from the text:\n"
     )
     for line in table(summary["models"], summary["demonstrations_gold_reward"]):
         _say(line)

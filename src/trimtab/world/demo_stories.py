@@ -128,11 +128,14 @@ def best_and_worst(
 ) -> list[PreferenceRow]:
     """One pair a request: what an annotator ranks first among a model's stories, and last.
 
-    ``samples[i]`` are stories on ``requests[i]``; a request all of whose stories are equal gives
-    no row.
+    ``samples[i]`` are stories on ``requests[i]``. Stories of nothing are left out, and a request
+    whose stories are all equal gives no row.
     """
     rows: list[PreferenceRow] = []
-    for index, (request, stories) in enumerate(zip(requests, samples, strict=True)):
+    for index, (request, every) in enumerate(zip(requests, samples, strict=True)):
+        stories = [story for story in every if story.strip()]
+        if not stories:
+            continue
         ranks = rank_stories(request, stories, Draw("best and worst", seed, index), noise)
         best, worst = stories[ranks.index(1)], stories[ranks.index(len(stories))]
         if best != worst:
@@ -154,10 +157,7 @@ def write_stories(path: Path, told: Sequence[Told], log_ratios: Sequence[float])
             "log_ratio": ratio,
         }
 
-    # Under another name first: a file that was cut off must not be taken for a finished one.
-    temporary = path.with_suffix(".tmp")
-    write_jsonl(temporary, map(line, told, log_ratios))
-    temporary.replace(path)
+    write_jsonl(path, map(line, told, log_ratios))
 
 
 def read_stories(path: Path) -> list[dict[str, Any]]:
