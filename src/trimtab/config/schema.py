@@ -40,9 +40,11 @@ def recipe_keys(recipe: type[TrainRecipe]) -> Mapping[str, Key]:
     loss is known.
     """
     found: dict[str, Key] = {}
+    # The class that declares a key first; those below it only change its default.
+    owners = {name: c for c in recipe.__mro__ for name in inspect.get_annotations(c)}
     for title, owner in _groups(recipe):
         for name, field in recipe.model_fields.items():
-            if _owner(recipe, name) is owner:
+            if owners[name] is owner:
                 found.update((key.path, key) for key in _expand(name, field, title))
     assert found.keys() >= recipe.model_fields.keys(), "a field belongs to no group"
     return found
@@ -66,12 +68,6 @@ def _groups(recipe: type[TrainRecipe]) -> list[tuple[str, type[BaseModel]]]:
         *own,
         *((group.TITLE, group) for group in after),
     ]
-
-
-def _owner(recipe: type[BaseModel], name: str) -> type[BaseModel]:
-    """The class that declares ``name`` first; those below it only change its default."""
-    owners = [c for c in recipe.__mro__ if name in inspect.get_annotations(c)]
-    return owners[-1]
 
 
 def _expand(path: str, field: FieldInfo, title: str) -> Iterator[Key]:
