@@ -14,6 +14,8 @@ from typing import Any
 
 from benchmarks.measure import Recorder, emit
 
+PATHS = ("output_dir", "cache_dir", "model_name_or_path", "dataset_name")
+
 
 def recipe_keys(job: dict[str, Any]) -> dict[str, Any]:
     """The job as keys of a recipe. What is not named is the verb's default."""
@@ -124,7 +126,8 @@ def main() -> None:
                 {k: r[k] for k in ("loss", "logps/chosen", "logps/rejected") if k in r}
                 for r in records
             ],
-            "settings": {k: v for k, v in keys.items() if k not in ("output_dir", "cache_dir")},
+            # Paths are those of the scratch folder, and say nothing.
+            "settings": {k: v for k, v in keys.items() if k not in PATHS},
             "threads": torch.get_num_threads(),
             "versions": {n: version(n) for n in ("trimtab", "torch", "transformers", "peft")},
         }
