@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trimtab.algorithms.run import RunResult
 
 __version__ = "0.1.0"
-__all__ = ["dpo", "kto", "orpo", "pretrain", "sft", "simpo"]
+__all__ = ["dpo", "kto", "orpo", "pretrain", "reward", "sft", "simpo"]
 
 
 def _run(verb: str, keys: dict[str, Any]) -> RunResult:
@@ -43,6 +43,11 @@ def pretrain(**keys: Any) -> RunResult:
 def sft(**keys: Any) -> RunResult:
     """Supervised fine-tuning on responses; keys as in ``trimtab sft --help``."""
     return _run("sft", keys)
+
+
+def reward(**keys: Any) -> RunResult:
+    """A reward model from pairs and rankings; keys as in ``trimtab reward --help``."""
+    return _run("reward", keys)
 
 
 def dpo(**keys: Any) -> RunResult:

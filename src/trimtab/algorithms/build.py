@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,16 @@ from trimtab.algorithms.policy import Policy
 from trimtab.algorithms.preference import PreferenceOptimisation
 from trimtab.algorithms.recipe_model import RecipeModel
 from trimtab.algorithms.recipe_reference import EVALUATION_BUDGET, RecipeReference
+from trimtab.algorithms.recipe_reward import centring, choose_pad
 from trimtab.algorithms.recipe_rows import RecipeRows
+from trimtab.algorithms.reward import RewardModelling
 from trimtab.algorithms.rows import Rows
 from trimtab.algorithms.samples import SamplePrompt, Samples, prompts_of_trees
 from trimtab.algorithms.stage import Mix, Stage
 from trimtab.algorithms.stream import TreeStream
 from trimtab.config.recipes import PreferenceRecipe
 from trimtab.config.resolved import Resolved
+from trimtab.config.reward_recipe import RewardRecipe
 from trimtab.data.store_cache import default_cache_dir
 from trimtab.data.trees import TokenTree
 from trimtab.errors import RecipeError
@@ -48,6 +51,7 @@ class Built:
     source: str | None
     rows: tuple[Rows, ...]
     identities: dict[str, str]
+    conclude: Callable[[], None] | None = None  # what is left to do between training and saving
 
     def save(self, folder: Path) -> None:
         """Write the model and its tokenizer as a Hugging Face folder."""
@@ -100,7 +104,14 @@ class _Builder:
         policy, chosen = RecipeModel(recipe, source, self.renderer, self.progress).policy(precision)
         every = tuple(r for r in (train, held_out, mix) if r is not None)
         longest = rows.longest(every, policy)
+        conclude = None
+        if isinstance(recipe, RewardRecipe):
+            stores = [store for r in every for store in r.stores]
+            adapter = recipe.use_peft
+            choose_pad(policy.model, self.renderer, stores, adapter=adapter, note=self.note)
         stage = self._stage(policy, stream, held_out, mix, total)
+        if isinstance(stage, RewardModelling):
+            conclude = centring(recipe, rows, stage, self.note)
         return Built(
             stage=stage,
             tokenizer=self.tokenizer,
@@ -111,6 +122,7 @@ class _Builder:
             source=recipe.model_name_or_path,
             rows=every,
             identities=self._identities(),
+            conclude=conclude,
         )
 
     # ------------------------------------------------------------------ tokenizer and rows
@@ -167,6 +179,16 @@ class _Builder:
             mix_stream = self._stream(mix_rows, per_step, "mix")
             mix = Mix(mix_stream, settings.weight, settings.reduction)
         held = self._stream(held_out, 1, "eval", EVALUATION_BUDGET) if held_out else None
+        if isinstance(self.recipe, RewardRecipe):
+            return RewardModelling(
+                policy,
+                stream,
+                total_steps=total,
+                loss=self.recipe.ranking_loss,
+                centring=self.recipe.center_rewards_coefficient,
+                mix=mix,
+                held_out=held,
+            )
         if self.spec is None:
             return LanguageModelling(
                 policy,

@@ -10,6 +10,7 @@ from typing import Any
 from trimtab.algorithms.build import Built
 from trimtab.config.resolved import Resolved
 from trimtab.models.save import ADAPTER
+from trimtab.models.score_head import head_of
 from trimtab.training.loop import RunState
 from trimtab.training.metrics import read_metrics
 from trimtab.training.model_card import Card, write_model_card
@@ -22,6 +23,9 @@ SHOWN = (
     "eval_perplexity",
     "eval_bpb",
     "eval_mean_token_accuracy",
+    "eval_accuracy",
+    "eval_margin",
+    "eval_mean_reward",
     "eval_rewards/accuracies",
     "eval_rewards/margins",
     "eval_logps/accuracies",
@@ -59,6 +63,8 @@ def finish(
     if evaluations and first["step"] < last["step"]:
         before = {k: v for k, v in first.items() if k.startswith("eval_")}
         results.update({f"{key}_before": value for key, value in before.items()})
+    if built.conclude is not None:
+        built.conclude()
     folder.place(
         built.save_and_verify,
         lambda path: _write_card(path, card(resolved, built, command, results)),
@@ -83,6 +89,7 @@ def card(resolved: Resolved, built: Built, command: Sequence[str], results: dict
     if recipe.use_peft:  # an adapter that was trained further has its own
         adapter: Any = built.stage.policy.model.peft_config[ADAPTER]  # type: ignore[index]
         hyperparameters.update({"lora_r": adapter.r, "lora_alpha": adapter.lora_alpha})
+    head = head_of(built.stage.policy.model)
     return Card(
         name=Path(recipe.output_dir).name,
         verb=resolved.verb if loss is None else loss.name,
@@ -94,6 +101,8 @@ def card(resolved: Resolved, built: Built, command: Sequence[str], results: dict
         results={k: v for k, v in results.items() if isinstance(v, (int, float))},
         adapter=recipe.use_peft,
         conversational=bool(built.tokenizer.chat_template),
+        kind="text-generation" if head is None else "text-classification",
+        offset=0.0 if head is None else head.offset,
     )
 
 

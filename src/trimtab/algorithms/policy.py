@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from trimtab.data.batch import TreeBatch
 from trimtab.losses.types import SequenceLogprobs
-from trimtab.models.forward import Layout, target_hidden
+from trimtab.models.attention import unwrap
+from trimtab.models.forward import Layout, end_hidden, target_hidden
+from trimtab.models.head import accumulation_dtype
 from trimtab.models.logprobs import LogitHead, TokenStats, token_stats
 
 
@@ -53,6 +55,15 @@ class Policy:
             correct=correct,
             reference=reference,
         )
+
+    def scores(self, batch: TreeBatch) -> Tensor:
+        """[N, C] scores of the branches, read at their last tokens, in at least fp32.
+
+        The model has a ``score`` head (``models/score_head.py``): C is 1 for a reward.
+        """
+        ends = end_hidden(self.model, batch, self.layout)
+        found = unwrap(self.model).score(ends)
+        return found.to(accumulation_dtype(found.dtype))
 
     def branch_logprobs(self, batch: TreeBatch) -> SequenceLogprobs:
         """Summed log-probs [N] of the branches; trained trunk tokens are left out."""

@@ -7,12 +7,16 @@ from typing import Any
 import torch
 
 from trimtab.algorithms.policy import Policy
+from trimtab.algorithms.recipe_reward import reward_model
+from trimtab.config.reward_recipe import RewardRecipe
 from trimtab.data.chat import ChatRenderer
 from trimtab.errors import RecipeError
 from trimtab.models import load, lora
 from trimtab.models.forward import choose_layout
 from trimtab.models.hub import read_json
 from trimtab.models.save import ADAPTER, merge_adapter
+from trimtab.models.score_head import head_of
+from trimtab.models.scored import is_scored, load_scored
 from trimtab.training.precision import PrecisionChoice, choose_precision
 from trimtab.training.progress import Progress
 from trimtab.training.seeds import derive
@@ -44,7 +48,7 @@ class RecipeModel:
         chosen = choose_precision(precision or recipe.precision, self.device, width)
         self.note(f"precision: {chosen.name} ({chosen.reason}); device: {self.device}")
         if self.source is not None:
-            model: Any = load.load_model(
+            model: Any = self._load(
                 self.source,
                 dtype=chosen.dtype,
                 device=self.device,
@@ -63,6 +67,19 @@ class RecipeModel:
             f"layout: {choice.layout} ({choice.reason}); {trainable:,} of {every:,} weights trained"
         )
         return Policy(model, choice.layout, self.device), chosen
+
+    def _load(self, source: load.ModelSource, **options: Any) -> Any:
+        """The policy's weights; for a reward model also those of one that has scores already."""
+        if isinstance(self.recipe, RewardRecipe) and is_scored(source):
+            model = load_scored(source, key="model_name_or_path", **options)
+            head = head_of(model)
+            if head is None or head.kind != "reward":
+                raise RecipeError(
+                    f"model_name_or_path={source.name!r}: it tells classes apart and gives no "
+                    "reward; start from a language model or a reward model"
+                )
+            return model
+        return load.load_model(source, **options)
 
     def _width(self) -> int:
         if self.source is None:
@@ -89,20 +106,31 @@ class RecipeModel:
         """LoRA on a plain model; an adapter folder goes on as LoRA, or merged into full weights."""
         recipe = self.recipe
         is_adapter = self.source is not None and self.source.kind == "adapter"
+        scored = isinstance(recipe, RewardRecipe)
+        if scored and is_adapter and (recipe.use_peft or head_of(model) is not None):
+            raise RecipeError(
+                f"model_name_or_path={recipe.model_name_or_path!r}: this is an adapter; a reward "
+                "model starts from whole weights, or from a language model's adapter without "
+                "use_peft, which is merged"
+            )
         if not recipe.use_peft:
             if is_adapter:
                 ids = self.renderer.prompt_ids("The quick brown fox jumps over the lazy dog.")
                 model = merge_adapter(model, torch.tensor(ids, device=self.device))
-            return model.requires_grad_(True)
+            model.requires_grad_(True)
+            return reward_model(recipe, model, self.note) if scored else model
         if is_adapter:
             self._check_adapter(model.peft_config[ADAPTER])
             return lora.continue_adapter(model, dropout=recipe.lora_dropout)
+        if scored:
+            model = reward_model(recipe, model, self.note)
         return lora.attach(
             model,
             r=recipe.lora_r,
             alpha=recipe.lora_alpha,
             dropout=recipe.lora_dropout,
             target_modules=recipe.lora_target_modules,
+            modules_to_save=["score"] if scored else [],
             seed=derive(recipe.seed, "adapters") % 2**32,
         )
 

@@ -11,6 +11,7 @@ from trimtab.algorithms.policy import Policy
 from trimtab.algorithms.rows import Rows, RowSettings, load_rows
 from trimtab.config.recipes import PretrainRecipe, SftRecipe
 from trimtab.config.resolved import Resolved
+from trimtab.config.reward_recipe import RewardRecipe
 from trimtab.data.chat import ChatRenderer
 from trimtab.data.rows import Kind, TextExample
 from trimtab.data.sources import load_examples
@@ -27,6 +28,8 @@ ACCEPT: dict[str, set[Kind]] = {
     "pretrain": {"text", "chat"},
     "mix": {"text", "chat"},
     "sft": {"text", "chat", "completion"},
+    "reward": {"preference", "ranked"},
+    "reference": {"chat", "completion"},
     "pair": {"preference", "ranked"},
     "ranking": {"ranked", "preference"},
     "unpaired": {"unpaired", "preference"},
@@ -118,7 +121,7 @@ class RecipeRows:
         if isinstance(recipe, PretrainRecipe):
             return TokeniseOptions(max_length=None, context_length=recipe.context_length)
         common: dict[str, Any] = {
-            "max_length": recipe.max_length or self._positions(),
+            "max_length": self.longest_text(),
             "max_prompt_length": recipe.max_prompt_length,
             "truncation_mode": recipe.truncation_mode,
         }
@@ -128,6 +131,14 @@ class RecipeRows:
                 completion_only=recipe.completion_only_loss,
                 assistant_only=recipe.assistant_only_loss is not False,
             )
+        if isinstance(recipe, RewardRecipe):
+            return TokeniseOptions(
+                **common,
+                group_by_prompt=recipe.grouped,
+                scored=True,
+                margins=recipe.margins,
+                margin_scale=recipe.margin_scale,
+            )
         assert self.spec is not None
         return TokeniseOptions(
             **common,
@@ -136,8 +147,11 @@ class RecipeRows:
             group_by_prompt=recipe.group_by_prompt,
         )
 
+    def longest_text(self) -> int | None:
+        """Tokens of prompt and response together: the recipe's limit, or else the model's own."""
+        return self.recipe.max_length or self._positions()
+
     def _positions(self) -> int | None:
-        """The model's own limit of a sequence's length, where it has one."""
         assert self.source is not None
         config = read_json(load.base_of(self.source).folder / "config.json")
         text = config.get("text_config", {})
@@ -149,6 +163,17 @@ class RecipeRows:
         options = self._options()
         if role == "held-out" and isinstance(self.recipe, PretrainRecipe):
             options = dataclasses.replace(options, stride=self.recipe.eval_stride)
+        return self.load(role, specs, options, accept, max_rows)
+
+    def load(
+        self,
+        role: str,
+        specs: Sequence[Any],
+        options: TokeniseOptions,
+        accept: set[Kind],
+        max_rows: int | None = None,
+    ) -> Rows:
+        """Rows of these kinds as trees, under the recipe's limits."""
         return load_rows(
             role,
             specs,
@@ -191,15 +216,7 @@ class RecipeRows:
             length = mix.max_length or self._options().max_length
             window = None if length is None else length - 1  # and the token before it
         options = TokeniseOptions(max_length=None, context_length=window)
-        return load_rows(
-            "mix",
-            mix.specs(),
-            self.renderer,
-            options,
-            frozenset(ACCEPT["mix"]),
-            self.settings,
-            self.note,
-        )
+        return self.load("mix", mix.specs(), options, ACCEPT["mix"])
 
     def check(self, rows: Rows) -> None:
         """What would train on nonsense: no stop token in any target, tied or single rows."""
@@ -221,8 +238,8 @@ class RecipeRows:
 
     def _check_trees(self, rows: Rows) -> Rows:
         """Every tree has what the loss reads: a strict order, or a label for each response."""
-        kind = None if self.spec is None else self.spec.kind
-        if self.spec is None or kind == "pair":
+        kind, name = self._reads()
+        if kind not in ("ranking", "unpaired"):
             return rows
         for tree in (tree for store in rows.stores for tree in store):
             place = f"{tree.origin.source}:{tree.origin.row}"
@@ -234,11 +251,20 @@ class RecipeRows:
                     f"its {len(tree.branches)} responses have not {what}; remove group_by_prompt"
                 )
             if kind == "ranking" and len(set(tree.ranks)) != len(tree.ranks):
+                reward = isinstance(self.recipe, RewardRecipe)
+                pairs = "--ranking-loss pairwise" if reward else "--loss dpo"
                 raise DataError(
-                    f"{place}: ranks: {list(tree.ranks)} holds a tie, which {self.spec.name} "
-                    "cannot express; break it, or use --loss dpo, which takes all ordered pairs"
+                    f"{place}: ranks: {list(tree.ranks)} holds a tie, which {name} cannot "
+                    f"express; break it, or use {pairs}, which takes all ordered pairs"
                 )
         return rows
+
+    def _reads(self) -> tuple[str | None, str]:
+        """What the loss reads of a tree (a kind of loss, None for text), and its name."""
+        if isinstance(self.recipe, RewardRecipe):
+            whole = self.recipe.ranking_loss == "plackett_luce"
+            return ("ranking" if whole else "pair"), self.recipe.ranking_loss
+        return (None, "") if self.spec is None else (self.spec.kind, self.spec.name)
 
     def longest(self, rows: Sequence[Rows], policy: Policy) -> TokenTree:
         """The tree with most tokens; refuses one deeper than the model's positions."""

@@ -148,6 +148,7 @@ def _summary(
         parts.append("dropped " + ", ".join(f"{n} x {reason}" for reason, n in dropped.items()))
     if cut:
         parts.append(f"{cut} cut to length")
-    parts.append(f"{tokens:,} tokens, {100 * trained / max(tokens, 1):.0f} % trained")
+    share = f", {100 * trained / max(tokens, 1):.0f} % trained" if trained else ""
+    parts.append(f"{tokens:,} tokens{share}")
     parts.append(f"{100 * stopped / max(branches, 1):.0f} % of responses end in a stop token")
     return "; ".join(parts)

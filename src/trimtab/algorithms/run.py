@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from trimtab.algorithms.build import Built, build
+from trimtab.algorithms.ensemble import train_ensemble
 from trimtab.algorithms.finish import finish
 from trimtab.algorithms.resume import memory, restore
 from trimtab.algorithms.selfcheck import as_record, self_check
@@ -58,6 +59,10 @@ def run_resolved(resolved: Resolved, command: Sequence[str] | None = None) -> in
 def train(resolved: Resolved, *, command: Sequence[str]) -> RunResult:
     """Train as the recipe says, or go on where an earlier start of the same recipe was killed."""
     recipe, control = resolved.recipe, resolved.control
+    if getattr(recipe, "ensemble", 1) > 1 and not control.dry_run:
+        whole, results = train_ensemble(resolved, lambda one: train(one, command=command))
+        assert recipe.output_dir is not None
+        return RunResult(Path(recipe.output_dir), {"members": results}, interrupted=not whole)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     mode: Mode = "json" if control.json else "quiet" if control.quiet else "auto"

@@ -12,13 +12,15 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab.algorithms.policy import Policy, branch_sums, frozen
 from trimtab.algorithms.preference import PreferenceOptimisation
+from trimtab.algorithms.selfcheck_records import Check
+from trimtab.algorithms.selfcheck_scores import longest_scored, reloaded_scores, score_checks
 from trimtab.algorithms.stage import Stage
 from trimtab.data.batch import TreeBatch, pack
 from trimtab.data.trees import TokenTree
@@ -28,6 +30,7 @@ from trimtab.models.attention import plain_attention
 from trimtab.models.forward import target_hidden
 from trimtab.models.head import check_head
 from trimtab.models.logprobs import token_stats
+from trimtab.models.score_head import head_of
 
 # Nats per token: the largest difference in fp32, the root mean square in half precision, where
 # single tokens of low probability differ by the rounding of their logits (8 bits in bf16).
@@ -37,18 +40,29 @@ KNOWN = {"dpo": math.log(2), "tdpo2": math.log(2)}  # the loss where policy and 
 RELOAD_LIMIT = 400_000_000  # parameters; beyond, saving is verified when the run saves
 
 
-class Check(NamedTuple):
-    """One check: what was found, and whether the run may go on."""
-
-    name: str
-    passed: bool
-    detail: str
-
-
 def self_check(
     stage: Stage, *, save: Callable[[Path], None], scratch: Path, longest: TokenTree
 ) -> list[Check]:
     """Run all checks that apply; raises ``RunError`` naming the first that failed."""
+    if head_of(stage.policy.model) is None:
+        checks = _language_model_checks(stage, longest)
+    else:
+        checks = [*score_checks(stage.policy, _sample(stage)), _gradients(stage)]
+        checks.append(longest_scored(stage.policy, longest))
+    if sum(p.numel() for p in stage.policy.model.parameters()) <= RELOAD_LIMIT:
+        checks.append(_reload(save, scratch))
+        if head_of(stage.policy.model) is not None and checks[-1].passed:
+            checks += reloaded_scores(stage.policy, _sample(stage), save, scratch)
+    for check in checks:
+        if not check.passed:
+            raise RunError(
+                f"self-check: {check.name}: {check.detail}; the run would train on wrong numbers "
+                "(self_check=false runs it anyway)"
+            )
+    return checks
+
+
+def _language_model_checks(stage: Stage, longest: TokenTree) -> list[Check]:
     policy = stage.policy
     batch = pack(_sample(stage)).to(policy.device)
     tolerance = TOLERANCE[next(policy.model.parameters()).dtype]
@@ -60,16 +74,7 @@ def self_check(
         ]
         if isinstance(stage, PreferenceOptimisation):
             checks += _reference(stage, tolerance)
-    checks += [_gradients(stage), _longest(stage, longest)]
-    if sum(p.numel() for p in policy.model.parameters()) <= RELOAD_LIMIT:
-        checks.append(_reload(save, scratch))
-    for check in checks:
-        if not check.passed:
-            raise RunError(
-                f"self-check: {check.name}: {check.detail}; the run would train on wrong numbers "
-                "(self_check=false runs it anyway)"
-            )
-    return checks
+    return [*checks, _gradients(stage), _longest(stage, longest)]
 
 
 def _sample(stage: Stage) -> list[TokenTree]:

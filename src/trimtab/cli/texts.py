@@ -28,6 +28,11 @@ TRAINING: Mapping[str, VerbText] = MappingProxyType(
             "maximise the log-probability of the response tokens, given the prompt",
             "trimtab sft --model-name-or-path runs/base --dataset-name answers.jsonl",
         ),
+        "reward": VerbText(
+            "Train a reward model on preference pairs and rankings of K responses.",
+            "minimise 1/C(K,2) sum over ranked pairs of -log sigmoid(r(x,y_w) - r(x,y_l))",
+            "trimtab reward --model-name-or-path runs/sft --dataset-name pairs.jsonl",
+        ),
         "dpo": VerbText(
             "Align a model on preferences: DPO, or any loss of the family with --loss.",
             "minimise -log sigmoid(beta log(pi/pi_ref)(y_w) - beta log(pi/pi_ref)(y_l))",

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from trimtab.config.recipes import PreferenceRecipe, PretrainRecipe, SftRecipe, TrainRecipe
+from trimtab.config.reward_recipe import RewardRecipe
 
 
 class Verb(NamedTuple):
@@ -23,6 +24,7 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         for verb in (
             Verb("pretrain", PretrainRecipe),
             Verb("sft", SftRecipe),
+            Verb("reward", RewardRecipe),
             Verb("dpo", PreferenceRecipe),
             Verb("simpo", PreferenceRecipe, loss="simpo"),
             Verb("orpo", PreferenceRecipe, loss="orpo"),

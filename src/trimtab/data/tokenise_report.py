@@ -98,10 +98,12 @@ class TokeniseReport:
         self.unscored += planted.unscored
         self.prompts_cut += planted.prompt_cut
         self.responses_cut += planted.branches_cut
+        scored = tree.trained_count == 0  # for a reward model, which reads the last token
         for branch in tree.branches:
-            if branch.trained_count:
+            if branch.trained_count or (scored and branch.ids):
                 self.branches += 1
-                self.branches_stopped += branch.trained[-1] and branch.ids[-1] in stops
+                end = scored or branch.trained[-1]
+                self.branches_stopped += end and branch.ids[-1] in stops
         path = tree.trunk.ids + (tree.branches[0].ids if tree.branches else ())
         run = 0
         while bos is not None and run < len(path) and path[run] == bos:

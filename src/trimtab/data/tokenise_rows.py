@@ -29,9 +29,11 @@ from trimtab.data.rows import (
 from trimtab.data.tokenise_trees import (
     Draft,
     Limits,
+    Margins,
     Planted,
     TruncationMode,
     compare_by_rank,
+    for_scores,
     plant,
     ranks_of,
     windows,
@@ -58,6 +60,9 @@ class TokeniseOptions:
     stride              windows after the first train this many tokens and show earlier ones
     unpaired            preference rows get labels: chosen True, rejected False
     group_by_prompt     rows with the same prompt become one tree
+    scored              for reward models: nothing is trained, a row's comparisons share its weight
+    margins             of comparisons: the row's own margin, differences of its scores, or none
+    margin_scale        factor of all margins
     """
 
     max_length: int | None = 1024
@@ -70,6 +75,9 @@ class TokeniseOptions:
     stride: int | None = None
     unpaired: bool = False
     group_by_prompt: bool = False
+    scored: bool = False
+    margins: Margins = "column"
+    margin_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("max_length", "max_prompt_length", "context_length", "stride"):
@@ -130,6 +138,9 @@ class RowRules:
             case _:
                 raise AssertionError(f"no rule for {type(example).__name__}")
         planted = [plant(draft, self.limits) for draft in drafts]
+        if self.options.scored:
+            margins, scale = self.options.margins, self.options.margin_scale
+            planted = [p._replace(tree=for_scores(p.tree, margins, scale)) for p in planted]
         for part, one in enumerate(planted):
             origin = one.tree.origin._replace(part=part)
             planted[part] = one._replace(tree=one.tree._replace(origin=origin))

@@ -14,6 +14,7 @@ from trimtab.data.chat_template import RowProblem
 from trimtab.data.trees import Branch, Comparison, Origin, TokenTree
 
 TruncationMode = Literal["keep_end", "keep_start"]
+Margins = Literal["column", "scores", "none"]
 
 SAME = "chosen and rejected are the same"
 SAME_TRUNCATED = "chosen and rejected are the same after truncation"
@@ -100,6 +101,31 @@ def plant(draft: Draft, limits: Limits) -> Planted:
         draft.weight,
     )
     return Planted(tree, len(prompt) < len(draft.prompt), branches_cut, unscored)
+
+
+def for_scores(tree: TokenTree, margins: Margins, scale: float) -> TokenTree:
+    """The tree as a reward model reads it: no token is trained, its comparisons are one element.
+
+    They share the row's weight, 1 / (comparisons) each: the divisor C(K, 2) of arXiv:2203.02155,
+    equation 1, less the tied pairs, which say nothing. Rows that are joined later by their prompt
+    (``group_by_prompt``) keep their own divisors, so that joining changes no objective.
+    """
+
+    def margin(c: Comparison) -> float:
+        if margins == "scores" and tree.scores:
+            return scale * (tree.scores[c.winner] - tree.scores[c.loser])
+        return scale * c.margin if margins == "column" else 0.0
+
+    share = tree.weight / max(len(tree.comparisons), 1)
+    return tree._replace(
+        trunk=_untrained(tree.trunk),
+        branches=tuple(map(_untrained, tree.branches)),
+        comparisons=tuple(c._replace(weight=share, margin=margin(c)) for c in tree.comparisons),
+    )
+
+
+def _untrained(branch: Branch) -> Branch:
+    return branch._replace(trained=(False,) * len(branch.ids))
 
 
 def cut_prompt(prompt: list[int], limits: Limits) -> list[int]:

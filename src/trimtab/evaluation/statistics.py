@@ -6,7 +6,7 @@ random draw is a function of ``seed``: the same values give the same interval, o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -55,6 +55,35 @@ def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> In
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == n else min(1.0, centre + half)
     return Interval(p, low, high, n)
+
+
+def clustered_share(
+    successes: ArrayLike, counts: ArrayLike, *, confidence: float = 0.95
+) -> Interval:
+    """Share of successes among trials that come in clusters (the comparisons of one prompt, say).
+
+    ``successes[g]`` of ``counts[g]`` trials of cluster g; empty clusters are left out. Trials of a
+    cluster are not independent, so the variance is that of the ratio of two sums over clusters
+    (linearised; Cochran 1977, 6.4); it is turned into an effective number of trials for Wilson's
+    interval, which stays within [0, 1]. ``n`` is the number of trials.
+    """
+    hits, trials = _sample(successes), _sample(counts)
+    if hits.shape != trials.shape or np.any(hits > trials) or np.any(hits < 0):
+        raise ValueError("need 0 <= successes <= counts, one of each a cluster")
+    hits, trials = hits[trials > 0], trials[trials > 0]
+    clusters, total = trials.size, float(trials.sum())
+    if clusters == 0:
+        raise ValueError("no trials")
+    share = float(hits.sum()) / total
+    spread = 0.0
+    if clusters > 1:
+        squares = float(np.square(hits - share * trials).sum())
+        spread = clusters / (clusters - 1) * squares / total**2
+    # Without any spread (all right, say) the clusters themselves are what can be counted.
+    effective = min(total, share * (1 - share) / spread) if spread > 0 else float(clusters)
+    effective = max(1, round(effective))
+    interval = wilson_interval(share * effective, effective, confidence=confidence)
+    return Interval(share, interval.low, interval.high, int(total))
 
 
 def bootstrap_interval(
@@ -113,6 +142,89 @@ def crossed_bootstrap(
     means = ((rows @ cells) * columns).sum(axis=1) / cells.size
     low, high = np.quantile(means, (tail, 1 - tail))
     return Interval(float(cells.mean()), float(low), float(high), cells.size)
+
+
+def cluster_bootstrap(
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    columns: ArrayLike,
+    clusters: Sequence[Hashable] | NDArray[np.int64],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap over whole clusters of anything that is a function of column totals.
+
+    ``columns`` [n, m] has a row an observation; ``clusters`` [n] says which of them belong together
+    (the comparisons of one prompt share its difficulty, so prompts are drawn, not comparisons:
+    Davison and Hinkley 1997, 3.8). ``statistic`` takes totals [B, m], one row a resample, and gives
+    [B]: a mean is ``totals[:, 0] / totals[:, 1]`` with a second column of ones. Resamples in which
+    it is undefined (NaN) are left out. One cluster has an unbounded interval; ``n`` counts
+    observations.
+    """
+    table = np.asarray(columns, dtype=np.float64)
+    if table.ndim != 2 or table.size == 0 or len(clusters) != len(table):
+        raise ValueError(
+            f"columns of shape {table.shape} and {len(clusters)} clusters: need one each a row"
+        )
+    tail = _tail(confidence)
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples}: must be at least 1")
+    numbers = cluster_numbers(clusters)
+    totals = np.zeros((int(numbers.max()) + 1, table.shape[1]))
+    np.add.at(totals, numbers, table)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        estimate = float(statistic(totals.sum(axis=0, keepdims=True))[0])
+        if len(totals) == 1:
+            return Interval(estimate, -np.inf, np.inf, len(table))
+        draws = np.random.Generator(np.random.Philox(key=seed))
+        rows = max(1, _CHUNK // len(totals))
+        found: list[NDArray[np.float64]] = []
+        for start in range(0, resamples, rows):
+            # Philox fills in order: the draws are the same however many are made at a time.
+            counts = _counts(draws, min(rows, resamples - start), len(totals))
+            found.append(statistic(counts @ totals))
+    values = np.concatenate(found)
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return Interval(estimate, np.nan, np.nan, len(table))
+    low, high = np.quantile(values, (tail, 1 - tail))
+    return Interval(estimate, float(low), float(high), len(table))
+
+
+def cluster_mean(
+    values: ArrayLike,
+    clusters: Sequence[Hashable] | NDArray[np.int64],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """``cluster_bootstrap`` of the mean over observations.
+
+    Of differences measured on the same rows it is the paired cluster bootstrap.
+    """
+    sample = _sample(values)
+    return cluster_bootstrap(
+        ratio,
+        np.column_stack((sample, np.ones_like(sample))),
+        clusters,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def ratio(totals: NDArray[np.float64]) -> NDArray[np.float64]:
+    """First column by the second: the statistic of a mean."""
+    return totals[:, 0] / totals[:, 1]
+
+
+def cluster_numbers(clusters: Sequence[Hashable] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """[n] clusters numbered from 0 in the order in which they appear."""
+    names: dict[Hashable, int] = {}
+    keys = clusters.tolist() if isinstance(clusters, np.ndarray) else clusters
+    return np.array([names.setdefault(key, len(names)) for key in keys], dtype=np.int64)
 
 
 def _counts(draws: np.random.Generator, resamples: int, size: int) -> NDArray[np.float64]:

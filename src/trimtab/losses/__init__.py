@@ -17,6 +17,7 @@ from trimtab.losses.contract import LossSpec, bind, describe
 from trimtab.losses.language_model import nll
 from trimtab.losses.listwise import plackett_luce_loss
 from trimtab.losses.preference import dpo_loss, orpo_loss, simpo_loss, tdpo2_loss
+from trimtab.losses.reward import centring_loss, plackett_luce_ranking_loss, ranking_loss
 from trimtab.losses.stable import log1mexp, log_odds
 from trimtab.losses.types import (
     Pair,
@@ -52,6 +53,7 @@ __all__ = [
     "SequenceLogprobs",
     "UnpairedTerms",
     "bind",
+    "centring_loss",
     "describe",
     "dpo_loss",
     "kto_loss",
@@ -60,6 +62,8 @@ __all__ = [
     "nll",
     "orpo_loss",
     "plackett_luce_loss",
+    "plackett_luce_ranking_loss",
+    "ranking_loss",
     "simpo_loss",
     "tdpo2_loss",
 ]

@@ -21,11 +21,19 @@ def plackett_luce_loss(policy: Ranking, reference: Ranking, *, beta: float = 0.1
     mask = policy.mask
     log_ratios = at_least_fp32(policy.sum) - at_least_fp32(reference.sum).detach()
     rewards = beta * torch.where(mask, log_ratios, 0.0)
+    return RankingTerms(place_losses(rewards, mask).sum(-1), rewards.detach())
+
+
+def place_losses(rewards: Tensor, mask: Tensor) -> Tensor:
+    """[R, K]: -[h_k - logsumexp(h_k .. h_K)] for the place of every response, best first.
+
+    ``rewards`` h [R, K] are 0 where ``mask`` [R, K] is False; such places have a loss of 0.
+    """
     # -[h_k - logsumexp_{j >= k} h_j] = logsumexp_{j >= k} (h_j - h_k): differences first, so that
     # large rewards do not cancel.
     differences = rewards[:, None, :] - rewards[:, :, None]
     contest = differences.masked_fill(~_rivals(mask), -torch.inf)
-    return RankingTerms(torch.logsumexp(contest, dim=-1).sum(-1), rewards.detach())
+    return torch.logsumexp(contest, dim=-1)
 
 
 def _rivals(mask: Tensor) -> Tensor:

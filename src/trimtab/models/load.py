@@ -92,13 +92,26 @@ def load_model(
             trust_remote_code=trust_remote_code,
             key=key,
         )
-        return _with_adapter(base, source, key)
-    _refuse_pickles(source, key)
+        return with_adapter(base, source, key)
     quiet()
     from transformers import AutoModelForCausalLM
 
+    model = from_pretrained(AutoModelForCausalLM, source, dtype, trust_remote_code, key)
+    disable_dropout(model)
+    return model.to(device).eval()
+
+
+def from_pretrained(
+    auto: Any,
+    source: ModelSource,
+    dtype: torch.dtype | None,
+    trust_remote_code: bool,
+    key: str,
+) -> Any:
+    """A whole model by one of transformers' auto classes; missing weights are a RecipeError."""
+    _refuse_pickles(source, key)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto.from_pretrained(
             source.folder,
             dtype="auto" if dtype is None else dtype,
             trust_remote_code=trust_remote_code,
@@ -115,11 +128,10 @@ def load_model(
             raise RecipeError(
                 f"{key}={source.name!r}: {len(names)} weights of {type(model).__name__} are "
                 f"{problem.removesuffix('_keys')} in it ({', '.join(names[:3])}); "
-                "it is incomplete or no causal language model"
+                f"it is incomplete, or no model for {auto.__name__}"
             )
     model.config._name_or_path = model.name_or_path = source.name
-    disable_dropout(model)
-    return model.to(device).eval()
+    return model
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -217,7 +229,7 @@ def _refuse_pickles(source: ModelSource, key: str) -> None:
     raise RecipeError(f"{key}={source.name!r}: no .safetensors file in {source.folder}")
 
 
-def _with_adapter(base: PreTrainedModel, source: ModelSource, key: str) -> Any:
+def with_adapter(base: PreTrainedModel, source: ModelSource, key: str) -> Any:
     """Put an adapter on its base, frozen; every tensor of the file and of the model must match."""
     from peft import PeftModel
     from safetensors import safe_open

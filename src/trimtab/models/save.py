@@ -26,6 +26,9 @@ from trimtab.data.chat_tokens import fingerprint_tokenizer
 from trimtab.errors import CheckpointError, RunError
 from trimtab.models.attention import ATTENTION_NAME, unwrap
 from trimtab.models.fingerprint import fingerprint_tensors, saved_tensors
+from trimtab.models.hub import locate
+from trimtab.models.score_head import head_of
+from trimtab.models.scored import load_scored, save_adapter_facts, scored_shell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,14 +49,20 @@ def save_model(
 ) -> None:
     """Save a ``PreTrainedModel`` whole, or the adapter "default" of a ``PeftModel``.
 
+    A model with scores (``score_head.py``) becomes a sequence-classification folder.
+
     ``dtype`` (None: as it is) is what the weights are cast to. ``stop_ids`` join the end tokens
     that generation stops at (a chat template's end of turn). Raises RunError if a weight is empty.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    scored = head_of(model) is not None
     if hasattr(model, "peft_config"):
         _save_adapter(model, folder, dtype)
+        if scored:
+            save_adapter_facts(model, folder)
     else:
-        _save_whole(model, tokenizer, folder, dtype, stop_ids)
+        whole = scored_shell(model) if scored else model
+        _save_whole(whole, tokenizer, folder, dtype, stop_ids)
     _save_tokenizer(tokenizer, folder)
     for file in folder.iterdir():
         if file.suffix == ".safetensors":
@@ -74,6 +83,9 @@ def verify_saved(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerB
         if hasattr(model, "peft_config"):
             found = load_file(folder / "adapter_model.safetensors")
             wanted = adapter_tensors(model)
+        elif head_of(model) is not None:
+            found = saved_tensors(load_scored(locate(folder), key="save"))
+            wanted = saved_tensors(scored_shell(model))
         else:
             found = saved_tensors(load_model(folder))
             wanted = saved_tensors(model)
@@ -139,7 +151,8 @@ def _save_whole(
     own = model.generation_config
     state = _cast(model.state_dict(), dtype)
     _refuse_empty(state)
-    with _restored(model, generation_config=GenerationConfig()):
+    blank = GenerationConfig() if model.can_generate() else None
+    with _restored(model, generation_config=blank):
         # transformers refuses to save a generation config that it loaded with a mere warning
         model.save_pretrained(folder, state_dict=state, max_shard_size=_SHARD_SIZE)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -180,6 +193,8 @@ def _save_adapter(model: Any, folder: Path, dtype: torch.dtype | None) -> None:
     }
     settings["peft_type"] = str(getattr(config.peft_type, "value", config.peft_type))
     settings["inference_mode"] = True
+    if head_of(model) is not None:
+        settings["task_type"] = "SEQ_CLS"  # it was trained beside the language model's own head
     settings["base_model_name_or_path"] = unwrap(model).name_or_path or None
     _write_json(folder / "adapter_config.json", settings)
 

@@ -52,7 +52,8 @@ class Card:
     ``verb`` looks up METHODS. ``base_model`` and ``datasets`` are what the recipe names: hub ids go
     into the front matter, local paths only by their last part (a card is made to be shared).
     ``data`` holds lines about the rows, ``results`` the final metrics by name, ``command`` the
-    exact command. ``license`` is given only if the user said one: it cannot be guessed.
+    exact command. ``license`` is given only if the user said one: it cannot be guessed. A reward is
+    the score less ``offset``.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Card:
     adapter: bool = False
     conversational: bool = True
     kind: Kind = "text-generation"
+    offset: float = 0.0
 
 
 def write_model_card(folder: Path, card: Card) -> Path:
@@ -122,16 +124,7 @@ def _introduction(card: Card) -> str:
 def _snippet(card: Card) -> str:
     folder = '"path/to/this/folder"'
     if card.kind == "text-classification":
-        return "\n".join(
-            (
-                "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
-                "",
-                f"tokenizer = AutoTokenizer.from_pretrained({folder})",
-                f"model = AutoModelForSequenceClassification.from_pretrained({folder})",
-                'inputs = tokenizer("A prompt and its response.", return_tensors="pt")',
-                "print(model(**inputs).logits)",
-            )
-        )
+        return _scoring_snippet(card, folder)
     prompt = "Which animals live longest?"
     shown = f'[{{"role": "user", "content": "{prompt}"}}]' if card.conversational else f'"{prompt}"'
     return "\n".join(
@@ -142,6 +135,42 @@ def _snippet(card: Card) -> str:
             f"print(generate({shown}, max_new_tokens=100, return_full_text=False))",
         )
     )
+
+
+def _scoring_snippet(card: Card, folder: str) -> str:
+    """How transformers alone reads the scores: at the last token, which is the stop token."""
+    if card.adapter:
+        load = "AutoPeftModelForSequenceClassification"
+        lines = [
+            f"from peft import {load}",
+            "from transformers import AutoTokenizer",
+            "",
+            f"tokenizer = AutoTokenizer.from_pretrained({folder})",
+            f"model = {load}.from_pretrained({folder}, num_labels=1)",
+            "model.config.pad_token_id = tokenizer.pad_token_id",
+        ]
+    else:
+        lines = [
+            "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+            "",
+            f"tokenizer = AutoTokenizer.from_pretrained({folder})",
+            f"model = AutoModelForSequenceClassification.from_pretrained({folder})",
+        ]
+    if card.conversational:
+        lines += [
+            'chat = [{"role": "user", "content": "A question"}, '
+            '{"role": "assistant", "content": "An answer"}]',
+            "text = tokenizer.apply_chat_template(chat, tokenize=False).rstrip()  # up to the stop "
+            "token",
+            'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")',
+        ]
+    else:
+        lines.append(
+            'inputs = tokenizer("A prompt and its response" + tokenizer.eos_token, '
+            'return_tensors="pt")'
+        )
+    taken = f" - {card.offset:.6g}" if card.offset else ""
+    return "\n".join([*lines, f"print(model(**inputs).logits{taken})"])
 
 
 def _data(card: Card) -> str:

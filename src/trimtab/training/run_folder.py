@@ -314,6 +314,14 @@ class RunFolder:
             self.close()
 
 
+def finished_recipe(path: Path) -> str | None:
+    """The recipe of the finished run in a folder, as it was written; None if there is none."""
+    if not (path / "run.json").is_file():
+        return None
+    record = _read_record(path, False)
+    return record["recipe"] if record.get("state") == "finished" else None
+
+
 def yaml_difference(old: str, new: str) -> list[str]:
     """One ``key: old -> new`` for every value in which two YAML mappings differ."""
     import yaml

@@ -1,0 +1,1 @@
+"""Where rewards come from: reward models and ensembles of them."""
