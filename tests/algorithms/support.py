@@ -14,11 +14,14 @@ from trimtab.algorithms.language_model import LanguageModelling
 from trimtab.algorithms.policy import Policy
 from trimtab.algorithms.preference import PreferenceOptimisation, References
 from trimtab.algorithms.reference import ReferenceCache, frozen_copy
+from trimtab.algorithms.reward import RewardModelling
 from trimtab.algorithms.stage import Mix, Stage
 from trimtab.algorithms.stream import TreeStream
+from trimtab.data.tokenise_trees import for_scores
 from trimtab.data.trees import Branch, Comparison, Origin, TokenTree
 from trimtab.losses.contract import bind, describe
 from trimtab.models.forward import choose_layout
+from trimtab.models.score_head import ScoreHead, attach_head, without_output_head
 from trimtab.training.loop import Loop, LoopSettings
 from trimtab.training.terms import Metric
 
@@ -135,6 +138,8 @@ def make_stage(kind: str, *, per_step: int, budget: int, steps: int = 1) -> Stag
             mix = Mix(texts, 0.7, "sequence_sum")
         main = stream(text_trees(per_step * steps), per_step, budget)
         return LanguageModelling(model, main, total_steps=steps, mix=mix)
+    if kind.startswith("reward"):
+        return reward(kind, per_step, budget, steps)
     loss, _, nll = kind.partition("+")
     count = per_step * steps
     trees = (
@@ -146,6 +151,26 @@ def make_stage(kind: str, *, per_step: int, budget: int, steps: int = 1) -> Stag
         stream(trees, per_step, budget),
         total_steps=steps,
         nll_weight=0.5 if nll else 0.0,
+    )
+
+
+def reward(kind: str, per_step: int, budget: int, steps: int = 1) -> RewardModelling:
+    """``reward``, with ``+centring``, ``+plackett_luce`` or ``+mix``, on rankings of 2 to 4."""
+    model = policy()
+    attach_head(model.model, ScoreHead("reward"), std=0.3, seed=4)
+    if kind != "reward+mix":
+        without_output_head(model.model)
+    trees = [for_scores(tree, "column", 1.0) for tree in ranked_trees(per_step * steps)]
+    mix = None
+    if kind == "reward+mix":
+        mix = Mix(stream(text_trees(7, seed=4), 3, budget, name="mix"), 0.7)
+    return RewardModelling(
+        model,
+        stream(trees, per_step, budget),
+        total_steps=steps,
+        loss="plackett_luce" if kind.endswith("plackett_luce") else "pairwise",
+        centring=0.1 if kind.endswith("centring") else 0.0,
+        mix=mix,
     )
 
 

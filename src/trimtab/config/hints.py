@@ -253,6 +253,8 @@ STAGES: Mapping[str, str] = MappingProxyType(
         "pt": "pretrain",
         "pretrain": "pretrain",
         "sft": "sft",
+        "rm": "reward",
+        "reward": "reward",
         "dpo": "dpo",
         "simpo": "simpo",
         "orpo": "orpo",
