@@ -58,7 +58,10 @@ class Tree(NamedTuple):
 
 
 def llama_shape(config: Mapping[str, Any]) -> Shape:
-    """The shape of a model of the Llama family from its ``config.json``."""
+    """The shape of a model of the Llama family from its ``config.json``.
+
+    A model with scores makes no logits, and its one column is not worth counting: no head.
+    """
     width, inner, layers = (
         config[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers")
     )
@@ -73,7 +76,10 @@ def llama_shape(config: Mapping[str, Any]) -> Shape:
         Product(width, inner, 2 * layers),
         Product(inner, width, layers),
     )
-    return Shape(body, Product(width, config["vocab_size"], 1), layers, queries)
+    names = config.get("architectures") or ()
+    scored = any(name.endswith("ForSequenceClassification") for name in names)
+    head = Product(width, 0 if scored else config["vocab_size"], 1)
+    return Shape(body, head, layers, queries)
 
 
 def tree_of(record: Mapping[str, Any]) -> Tree:

@@ -70,7 +70,8 @@ def main() -> None:
     torch.manual_seed(0)
     shape = llama_shape(json.loads((Path(job["model"]) / "config.json").read_text()))
     products = [(job["tokens"], product) for product in shape.body]
-    products.append((job["targets"], shape.head))
+    if shape.head.weights:
+        products.append((job["targets"], shape.head))
     found = {name: rates(products, getattr(torch, name), job["repeats"]) for name in job["dtypes"]}
     emit({"threads": torch.get_num_threads(), "rates": found})
 

@@ -12,6 +12,9 @@ from typing import Any
 
 _STATUS = Path("/proc/self/status")
 
+# What of a logged step is compared, as far as a trainer logs it.
+LOGGED = ("loss", "logps/chosen", "logps/rejected", "margin", "mean_reward")
+
 
 def _status(field: str) -> float | None:
     if not _STATUS.exists():

@@ -1,4 +1,4 @@
-"""The models that are benchmarked, as folders that both sides load: one is made here, from a seed.
+"""The models that are benchmarked, as folders that both sides load. Two are made here, from seeds.
 
 python -m benchmarks.models --data FOLDER     make what is missing
 """
@@ -50,13 +50,45 @@ def ensure(name: str, data: Path) -> Path:
             raise ModelMissing(f"{name}: no model in {spec['folder']}; run {spec['made_by']}")
         return place
     stamp = place / "made-from.json"
-    # The template and the pinned rows are part of what the folder is made from.
-    pins = {row: pinned()[row]["sha256"] for row in made_from["tokenizer_rows"]}
-    wanted = json.dumps({**made_from, "template": CHAT_TEMPLATE, "rows": pins}, indent=1)
+    wanted = json.dumps(_origin(made_from), indent=1)
     if not stamp.exists() or stamp.read_text() != wanted:
-        _make(made_from, place, data)
+        if "scores_on" in made_from:
+            _make_scored(made_from, place, ensure(made_from["scores_on"], data))
+        else:
+            _make(made_from, place, data)
         stamp.write_text(wanted)
     return place
+
+
+def _origin(made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a folder is made from: also the template and the pinned rows, or another model."""
+    if "scores_on" in made_from:
+        below = described()[made_from["scores_on"]]["made_from"]
+        return {**made_from, "model": _origin(below)}
+    pins = {row: pinned()[row]["sha256"] for row in made_from["tokenizer_rows"]}
+    return {**made_from, "template": CHAT_TEMPLATE, "rows": pins}
+
+
+def _make_scored(spec: Mapping[str, Any], place: Path, below: Path) -> None:
+    """A sequence-classification folder: the model of another folder, its head from a seed.
+
+    Both sides load the head as it is. The pad token ends no text, so that what stands before it is
+    where both read the score.
+    """
+    import torch
+
+    from trimtab.models.hub import quiet
+    from trimtab.models.load import load_model, load_tokenizer
+    from trimtab.models.save import save_model
+    from trimtab.models.score_head import ScoreHead, attach_head
+
+    quiet()
+    tokenizer: Any = load_tokenizer(below)
+    model = load_model(below, dtype=torch.float32)
+    assert tokenizer.pad_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
+    head = ScoreHead("reward", pad_token_id=tokenizer.pad_token_id)
+    std = (model.config.hidden_size + 1) ** -0.5
+    save_model(attach_head(model, head, std=std, seed=spec["seed"]), tokenizer, place)
 
 
 def _make(spec: Mapping[str, Any], place: Path, data: Path) -> None:

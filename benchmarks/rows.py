@@ -18,7 +18,16 @@ from typing import Any
 
 INPUTS = Path(__file__).parent / "inputs"
 PINNED = INPUTS / "rows.json"
-FIELDS = ("text", "prompt", "completion", "chosen", "rejected", "messages")
+FIELDS = (
+    "text",
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+    "responses",
+    "ranks",
+    "messages",
+)
 
 # Longest text of a row, prompt and longer response together: no tokenizer here makes more than
 # max_length tokens of it, so that neither side cuts anything.
@@ -75,11 +84,76 @@ def _lines(path: Path) -> list[str]:
 
 
 def as_kind(rows: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """Rows as a stage takes them: ``as_is``, or the chosen response of a pair as ``completion``."""
+    """Rows as a stage takes them.
+
+    as_is       as they are
+    completion  the chosen response of a pair
+    plain       pairs or rankings of one answer each as plain text, see ``_dialogue``
+    plain-4     the same, rankings cut to their first four responses
+    """
     if kind == "as_is":
         return [dict(row) for row in rows]
-    assert kind == "completion", kind
-    return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+    if kind == "completion":
+        return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+    assert kind in ("plain", "plain-4"), kind
+    return [_plain(first_four(row) if kind == "plain-4" else row) for row in rows]
+
+
+def first_four(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A ranking of the first four responses of a row, with their ranks from 1 to 4."""
+    ranks = row["ranks"][:4]
+    assert len(set(ranks)) == 4, ranks
+    order = sorted(ranks)
+    ranked = [order.index(rank) + 1 for rank in ranks]
+    return {"prompt": row["prompt"], "responses": row["responses"][:4], "ranks": ranked}
+
+
+def pairs_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The pairs that a trainer without rankings needs for a row: all that its ranks order."""
+    if "responses" not in row:
+        return [dict(row)]
+    ranks = row["ranks"]
+    order = sorted(range(len(ranks)), key=lambda i: ranks[i])
+    return [
+        {
+            "prompt": row["prompt"],
+            "chosen": row["responses"][winner],
+            "rejected": row["responses"][loser],
+        }
+        for place, winner in enumerate(order)
+        for loser in order[place + 1 :]
+        if ranks[winner] < ranks[loser]
+    ]
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"prompt": _dialogue(row["prompt"])}
+    for name in ("chosen", "rejected"):
+        if name in row:
+            found[name] = _answer(row[name])
+    if "responses" in row:
+        found |= {"responses": [_answer(one) for one in row["responses"]], "ranks": row["ranks"]}
+    return found
+
+
+def _dialogue(prompt: Any) -> str:
+    """A conversation as text up to ``assistant:``, at which no byte-level tokenizer joins it.
+
+    The answer begins with a space. The splits before BPE end a word at a colon with a space after
+    it, so that prompt and answer have the same ids together and apart.
+    """
+    turns = [("user", prompt)] if isinstance(prompt, str) else _turns(prompt)
+    return "\n\n".join([*(f"{role}: {text}" for role, text in turns), "assistant:"])
+
+
+def _answer(response: Any) -> str:
+    if not isinstance(response, str):
+        ((_, response),) = _turns(response)
+    return " " + response
+
+
+def _turns(messages: Iterable[Mapping[str, str]]) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in messages]
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
@@ -101,6 +175,7 @@ def _length(row: Mapping[str, Any]) -> int:
         return sum(len(message["content"]) + 20 for message in value)
 
     responses = [size(row[name]) for name in ("chosen", "rejected") if name in row]
+    responses += [size(response) for response in row.get("responses", ())]
     return sum(size(row[n]) for n in ("text", "prompt") if n in row) + max(responses, default=0)
 
 
@@ -135,6 +210,7 @@ def main() -> None:
         "hh": draw(data, "preference.jsonl", 256, 1, lambda row: row["source"] == harmless),
         "mix": draw(data, "preference.jsonl", 256, 2, lambda row: True),
         "documents": draw(data, "pretrain.jsonl", 256, 3, lambda row: True),
+        "kwise": draw(data, "kwise.jsonl", 128, 4, lambda row: len(row["responses"]) >= 4),
         "pairs-5000": first(data, {"preference.jsonl": 4920, "preference_eval.jsonl": 80}),
         "chats-5000": first(data, {"sft.jsonl": 5000}),
     }

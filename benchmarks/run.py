@@ -55,7 +55,7 @@ def cases_of(names: Sequence[str] | None, *, quick: bool) -> dict[str, dict[str,
     for name, own in text["cases"].items():
         if names and name not in names:
             continue
-        case = {"measures": "rows", "keys": {}, "lora": None, "kind": "as_is"}
+        case = {"measures": "rows", "keys": {}, "lora": None, "kind": "as_is", "pairs_per_row": 1}
         case |= {**text["defaults"], **own}
         if quick:
             case |= {"batch": 2, "steps": min(case["steps"], 2), "repeats": 1}
@@ -112,7 +112,7 @@ def job_of(
     """What one side is told."""
     steps = min(arm.get("steps", case["steps"]), case["steps"])
     used = data if case["measures"] == "startup" else data[: steps * case["batch"]]
-    names = ("verb", "batch", "max_length", "learning_rate", "max_grad_norm")
+    names = ("verb", "batch", "max_length", "learning_rate", "max_grad_norm", "pairs_per_row")
     return {
         **{name: case[name] for name in (*names, "token_budget", "seed", "keys", "lora")},
         "model": str(models.folder(case["model"])),

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Recorder, emit
+from benchmarks.measure import LOGGED, Recorder, emit
 
 PATHS = ("output_dir", "cache_dir", "model_name_or_path", "dataset_name")
 
@@ -122,10 +122,7 @@ def main() -> None:
             "precision": "bf16" if dtype == torch.bfloat16 else "fp32",
             "rows": [len(step) for step in trees],
             "trees": trees,
-            "log": [
-                {k: r[k] for k in ("loss", "logps/chosen", "logps/rejected") if k in r}
-                for r in records
-            ],
+            "log": [{k: r[k] for k in LOGGED if k in r} for r in records],
             # Paths are those of the scratch folder, and say nothing.
             "settings": {k: v for k, v in keys.items() if k not in PATHS},
             "threads": torch.get_num_threads(),

@@ -15,7 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Recorder, emit
+from benchmarks.measure import LOGGED, Recorder, emit
+from benchmarks.rows import pairs_of
 
 
 def arguments(job: dict[str, Any]) -> dict[str, Any]:
@@ -25,7 +26,8 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
         "use_cpu": True,
         "max_steps": job["steps"],
         "per_device_train_batch_size": job["batch"],
-        "gradient_accumulation_steps": 1,
+        # A ranking is so many pairs; each micro-batch has as many pairs as a step has rows.
+        "gradient_accumulation_steps": job["pairs_per_row"],
         "learning_rate": job["learning_rate"],
         "lr_scheduler_type": "constant",
         "max_grad_norm": job["max_grad_norm"],
@@ -59,6 +61,10 @@ def trainer_of(verb: str) -> tuple[Any, Any]:
         from trl import DPOConfig, DPOTrainer
 
         return DPOTrainer, DPOConfig
+    if verb == "reward":
+        from trl import RewardConfig, RewardTrainer
+
+        return RewardTrainer, RewardConfig
     if verb == "simpo":
         from trl.experimental.cpo import CPOConfig, CPOTrainer
 
@@ -99,13 +105,15 @@ def callback(recorder: Recorder) -> Any:
 
 
 def read_rows(job: dict[str, Any], tokenizer: Any) -> Any:
-    """The rows as a ``Dataset``; documents get the first token that trimtab puts before them."""
+    """The rows as a ``Dataset``: rankings as pairs, documents behind trimtab's first token."""
     from datasets import Dataset
 
     with Path(job["data"]).open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     if job["verb"] == "pretrain":
         rows = [{"text": tokenizer.bos_token + row["text"]} for row in rows]
+    if job["verb"] == "reward":
+        rows = [pair for row in rows for pair in pairs_of(row)]
     return Dataset.from_list(rows)
 
 
@@ -130,14 +138,19 @@ def build(job: dict[str, Any], recorder: Recorder) -> Any:
     if job["verb"] in ("simpo", "orpo"):
         # These two load a path in the dtype of the file and not, as the others, in fp32.
         model = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
-    return timed(trainer, recorder)(
+    rows = read_rows(job, tokenizer)
+    made = timed(trainer, recorder)(
         model=model,
         args=config(**arguments(job)),
-        train_dataset=read_rows(job, tokenizer),
+        train_dataset=rows,
         processing_class=tokenizer,
         peft_config=adapter,
         callbacks=[callback(recorder)],
     )
+    if job["verb"] == "reward" and len(made.train_dataset) != len(rows):
+        # It leaves out what is longer than max_length, where the others cut.
+        raise SystemExit(f"{len(rows)} pairs, and {len(made.train_dataset)} after its filter")
+    return made
 
 
 def main() -> None:
@@ -160,12 +173,7 @@ def main() -> None:
             "precision": "bf16" if args.bf16 else "fp32",
             "rows": [job["batch"]] * len(recorder.ends),
             "log": [
-                {
-                    k: float(r[k])
-                    for k in ("loss", "logps/chosen", "logps/rejected", "nll_loss")
-                    if k in r
-                }
-                for r in records
+                {k: float(r[k]) for k in (*LOGGED, "nll_loss") if k in r} for r in records
             ],
             "settings": {
                 **arguments(job),

@@ -87,6 +87,17 @@ def labelled(count: int, seed: int = 3) -> list[dict[str, Any]]:
     return [{**row, "label": i % 3 > 0} for i, row in enumerate(answers(count, seed))]
 
 
+def reviews(count: int, seed: int = 5) -> list[dict[str, Any]]:
+    """Rows for classify: three classes, told apart by a word somewhere in the text."""
+    rng = random.Random(seed)
+    rows: list[dict[str, Any]] = []
+    for i in range(count):
+        label, mark = (("good", "red"), ("bad", "old"), ("odd", "tree"))[i % 3]
+        text = f"{sentence(rng, rng.randint(1, 6))} {mark} {sentence(rng, rng.randint(1, 6))}"
+        rows.append({"text": text, "label": label})
+    return rows
+
+
 def rankings(count: int, seed: int = 4) -> list[dict[str, Any]]:
     """Rows of three ranked responses."""
     rng = random.Random(seed)

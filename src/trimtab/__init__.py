@@ -24,7 +24,19 @@ if TYPE_CHECKING:
     from trimtab.algorithms.run import RunResult
 
 __version__ = "0.1.0"
-__all__ = ["dpo", "kto", "orpo", "pretrain", "reward", "sft", "simpo"]
+__all__ = [
+    "classify",
+    "dpo",
+    "grpo",
+    "kto",
+    "orpo",
+    "ppo",
+    "pretrain",
+    "reward",
+    "rloo",
+    "sft",
+    "simpo",
+]
 
 
 def _run(verb: str, keys: dict[str, Any]) -> RunResult:
@@ -40,6 +52,11 @@ def pretrain(**keys: Any) -> RunResult:
     return _run("pretrain", keys)
 
 
+def classify(**keys: Any) -> RunResult:
+    """Classes of texts, GPT-1's fine-tune; keys as in ``trimtab classify --help``."""
+    return _run("classify", keys)
+
+
 def sft(**keys: Any) -> RunResult:
     """Supervised fine-tuning on responses; keys as in ``trimtab sft --help``."""
     return _run("sft", keys)
@@ -48,6 +65,21 @@ def sft(**keys: Any) -> RunResult:
 def reward(**keys: Any) -> RunResult:
     """A reward model from pairs and rankings; keys as in ``trimtab reward --help``."""
     return _run("reward", keys)
+
+
+def ppo(**keys: Any) -> RunResult:
+    """RLHF by PPO with a critic; keys as in ``trimtab ppo --help``."""
+    return _run("ppo", keys)
+
+
+def grpo(**keys: Any) -> RunResult:
+    """GRPO and the other group algorithms; keys as in ``trimtab grpo --help``."""
+    return _run("grpo", keys)
+
+
+def rloo(**keys: Any) -> RunResult:
+    """REINFORCE with a leave-one-out baseline; keys as in ``trimtab rloo --help``."""
+    return _run("rloo", keys)
 
 
 def dpo(**keys: Any) -> RunResult:

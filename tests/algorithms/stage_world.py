@@ -30,6 +30,7 @@ class World:
             ("pairs", tiny_runs.pairs),
             ("labelled", tiny_runs.labelled),
             ("rankings", tiny_runs.rankings),
+            ("reviews", tiny_runs.reviews),
         ):
             tiny_runs.write_rows(root / f"{name}.jsonl", make(12))
             tiny_runs.write_rows(root / f"{name}_held.jsonl", make(5, 50))
@@ -107,6 +108,10 @@ def apart(one: Run, other: Run, tolerance: float = 1e-5) -> list[str]:
         if abs(here.get("rewards/margins", 1.0)) < 1e-5:  # at the reference: signs of rounding
             skipped.add("rewards/accuracies")
         for key in here.keys() - skipped:
+            if isinstance(here[key], dict):  # counts of a confusion, shares of counts
+                if here[key] != there[key]:
+                    found.append(f"{key} at {here['step']}: {here[key]} and {there[key]}")
+                continue
             values = torch.tensor([here[key]]).flatten(), torch.tensor([there[key]]).flatten()
             scale = max(1.0, float(values[0].abs().max()))
             if float((values[0] - values[1]).abs().max()) > tolerance * scale:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tests.tiny_models import VOCABULARY, norms_in_own_dtype, tiny_model
 
+from trimtab.algorithms.classify import Classification
 from trimtab.algorithms.language_model import LanguageModelling
 from trimtab.algorithms.policy import Policy
 from trimtab.algorithms.preference import PreferenceOptimisation, References
@@ -26,6 +27,7 @@ from trimtab.training.loop import Loop, LoopSettings
 from trimtab.training.terms import Metric
 
 CPU = torch.device("cpu")
+END = 2  # the end token of the tiny models
 
 
 def policy(dtype: torch.dtype = torch.float64, *, seed: int = 0, name: str = "llama") -> Policy:
@@ -55,6 +57,20 @@ def text_trees(count: int, seed: int = 0) -> list[TokenTree]:
         TokenTree(prompt(rng, 1), (branch(rng, rng.choice([2, 5, 30])),), (), Origin("text", i + 1))
         for i in range(count)
     ]
+
+
+def labelled_trees(count: int, seed: int = 6, classes: int = 3) -> list[TokenTree]:
+    """Texts of a class each, with weights, that end in the end token."""
+    rng = random.Random(seed)
+    trees = []
+    for i in range(count):
+        text = (*ids(rng, rng.choice([1, 4, 20])), END)
+        tree = TokenTree(
+            prompt(rng, 1), (Branch(text, (True,) * len(text)),), (), Origin("labelled", i + 1)
+        )
+        weight = rng.choice([1.0, 0.5])
+        trees.append(tree._replace(weight=weight, classes=(rng.randrange(classes),)))
+    return trees
 
 
 def pair_trees(count: int, seed: int = 1, *, train_trunk: bool = False) -> list[TokenTree]:
@@ -138,6 +154,8 @@ def make_stage(kind: str, *, per_step: int, budget: int, steps: int = 1) -> Stag
             mix = Mix(texts, 0.7, "sequence_sum")
         main = stream(text_trees(per_step * steps), per_step, budget)
         return LanguageModelling(model, main, total_steps=steps, mix=mix)
+    if kind.startswith("classify"):
+        return classify(kind, per_step, budget, steps)
     if kind.startswith("reward"):
         return reward(kind, per_step, budget, steps)
     loss, _, nll = kind.partition("+")
@@ -151,6 +169,25 @@ def make_stage(kind: str, *, per_step: int, budget: int, steps: int = 1) -> Stag
         stream(trees, per_step, budget),
         total_steps=steps,
         nll_weight=0.5 if nll else 0.0,
+    )
+
+
+def classify(kind: str, per_step: int, budget: int, steps: int = 1) -> Classification:
+    """``classify`` with alpha 0.5, ``classify+alpha0``, or ``classify+mix`` without alpha."""
+    model = policy()
+    attach_head(model.model, ScoreHead("classify", ("a", "b", "c")), std=0.3, seed=4)
+    if kind == "classify+alpha0":
+        without_output_head(model.model)
+    mix = None
+    if kind == "classify+mix":
+        mix = Mix(stream(text_trees(7, seed=4), 3, budget, name="mix"), 0.7)
+    return Classification(
+        model,
+        stream(labelled_trees(per_step * steps), per_step, budget),
+        labels=("a", "b", "c"),
+        total_steps=steps,
+        alpha=0.5 if kind == "classify" else 0.0,
+        mix=mix,
     )
 
 

@@ -10,7 +10,8 @@ from tests.algorithms.support import gradients, make_stage
 from trimtab.losses import PREFERENCE_LOSSES
 
 REWARDS = ["reward", "reward+centring", "reward+plackett_luce", "reward+mix"]
-KINDS = ["sft", "sft+mix", "orpo+nll", "dpo+nll", *REWARDS, *PREFERENCE_LOSSES]
+CLASSES = ["classify", "classify+alpha0", "classify+mix"]
+KINDS = ["sft", "sft+mix", "orpo+nll", "dpo+nll", *REWARDS, *CLASSES, *PREFERENCE_LOSSES]
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -31,7 +32,7 @@ def test_token_budget_does_not_change_the_gradient(kind: str) -> None:
         assert distance(gradients(split_stage), whole) < 1e-12, budget
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo", "orpo+nll", "reward"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "orpo+nll", "reward", "classify"])
 def test_mean_of_micro_batch_means_is_rejected(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each micro-batch divided by its own counts, then averaged: the bug of HF#34191."""
     whole = gradients(make_stage(kind, per_step=8, budget=100_000))

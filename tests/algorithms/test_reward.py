@@ -55,7 +55,9 @@ def test_loss_is_the_papers() -> None:
     (micro,) = found.micros(0)
     (term,) = found.own_terms(micro).terms
     value = (term.sum / term.count).item()
-    assert value == pytest.approx((sum(expected) / len(expected)).item(), rel=1e-7)  # weights of pairs are fp32
+    assert value == pytest.approx(
+        (sum(expected) / len(expected)).item(), rel=1e-7
+    )  # weights of pairs are fp32
     assert term.count == pytest.approx(5)
     # The wrong variant: every pair counts the same, so that long rankings outweigh short ones.
     flat = sum(e * len(t.comparisons) for e, t in zip(expected, trees, strict=True))

@@ -12,6 +12,7 @@ import pytest
 from trimtab.data.rows import (
     ChatExample,
     CompletionExample,
+    LabelledExample,
     PreferenceExample,
     PromptExample,
     RankedExample,
@@ -50,7 +51,9 @@ RANKED = {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [2, 1, 2]}
         ({"chosen": "a b", "rejected": "a c"}, "preference"),
         (RANKED, "ranked"),
         ({"prompt": "p", "responses": ["a", "b"], "scores": [0.5, -1]}, "ranked"),
-        ({"text": "a", "label": 1, "source": "x"}, "text"),
+        ({"text": "a", "label": 1, "source": "x"}, "labelled"),
+        ({"text": "a", "messages": CHAT, "label": "x"}, "chat"),
+        ({"text": "t", "prompt": "a", "completion": "b", "label": True}, "unpaired"),
         ({**PAIR, "messages": CHAT, "text": "t"}, "preference"),
         ({"prompt": "a", "responses": ["x"], "correct": [True]}, "prompt"),
     ],
@@ -66,6 +69,10 @@ def test_values_of_each_kind(one):
     )
     assert (text.origin.row, text.origin.part) == (1, 0)
     assert text.origin.source.endswith("rows.jsonl")
+    labelled = one({"text": "a", "label": "good", "id": 7})
+    assert labelled == LabelledExample(
+        origin=labelled.origin, extras={"id": 7}, text="a", label="good"
+    )
     chat = one({"messages": CHAT, "tools": [{"type": "function"}]})
     assert chat == ChatExample(origin=chat.origin, tools=[{"type": "function"}], messages=CHAT)
     prompt = one({"prompt": "p", "answer": "4"})
@@ -142,6 +149,13 @@ BAD = [
     ({"text": "a", "weight": 10**400}, "weight: not a finite number: infinite"),
     ({"text": "a", "tools": "{"}, "tools: not a JSON list: found '{'"),
     ({"text": "a", "tools": [1]}, "tools[0]: not a JSON schema: found the number 1"),
+    ({"text": "", "label": 1}, "text: empty"),
+    ({"text": "a", "label": 0.5}, "label: not a whole number or text: found the number 0.5"),
+    ({"text": "a", "label": float("nan")}, "label: not a whole number or text: found the number"),
+    ({"text": "a", "label": [1]}, "label: not a whole number or text: found a list"),
+    ({"text": "a", "label": " "}, "label: empty"),
+    ({"text": "a", "label": LONE}, "label: not valid Unicode"),
+    ({"label": 1}, "text: missing"),
     ({"messages": []}, "messages: empty"),
     ({"messages": "hi"}, "messages: not a list of messages: found the text 'hi'"),
     ({"messages": ["hi"]}, "messages[0]: not a message: found the text 'hi'"),
@@ -198,7 +212,7 @@ BAD = [
 def test_a_bad_row_is_named_by_line_and_field(load, jsonl, row, reason):
     kinds = [{"text": "t"}, {"messages": CHAT}, PAIR, RANKED]
     kinds += [{"prompt": "a", "completion": "b", "label": True}, {"prompt": "a", "completion": "b"}]
-    kinds += [{"prompt": "q"}]
+    kinds += [{"prompt": "q"}, {"text": "t", "label": 1}]
     if reason.startswith("prompt: missing") or "part at" in reason:
         kinds = [{"chosen": "a b", "rejected": "a c"}]
     optional = {"weight", "tools", "margin", "scores"}
@@ -292,7 +306,11 @@ def test_chosen_answers_as_completions(one):
             "no column 'prompts' (--columns prompt=prompts); columns found: prompt, chosen, "
             "rejected; did you mean --columns prompt=prompt?",
         ),
-        (PAIR, {"kind": "pairs"}, "kind 'pairs' is none of text, chat, prompt, completion, "),
+        (
+            PAIR,
+            {"kind": "pairs"},
+            "kind 'pairs' is none of text, labelled, chat, prompt, completion",
+        ),
         (PAIR, {"kind": "ranked"}, "kind 'ranked' needs prompt, responses, ranks or scores"),
         (PAIR, {"kind": "preference", "accept": {"chat"}}, "but this stage takes chat rows"),
         (
@@ -402,6 +420,32 @@ def test_csv_labels(load, tmp_path):
     loaded = load(path, max_bad_rows=1)
     assert [e.label for e in loaded.examples[0]] == [True, False, True, False]
     assert loaded.report.bad == {"label: not true or false": 1}
+
+
+def test_classes_in_a_table_of_text(load, tmp_path):
+    """A cell that is written as a whole number is one; "007" and "1.5" are names."""
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\na,10\na,-1\na, 0 \na,007\na,1.5\na,true\na,\n")
+    loaded = load(path, max_bad_rows=1)
+    assert [e.label for e in loaded.examples[0]] == [10, -1, 0, "007", "1.5", "true"]
+    assert loaded.report.bad == {"label: is null": 1}
+
+
+def test_classes_of_json_rows(load):
+    rows = [{"text": "a", "label": label} for label in (3, "3", True, False, 4.0)]
+    assert [e.label for e in load(rows).examples[0]] == [3, "3", "true", "false", 4]
+
+
+def test_labelled_rows_are_texts_where_those_are_wanted(load):
+    loaded = load([{"text": "a", "label": [0.5]}], {"text", "chat"})
+    assert loaded.report.sources[0].kind == "text"
+    assert "labelled rows, read as text rows: only text" in loaded.report.notices[0]
+    assert loaded.examples[0][0].extras == {"label": [0.5]}
+
+
+def test_wanted_and_unwanted_completions_are_no_labelled_rows(load):
+    with pytest.raises(DataError, match=r"these are unpaired rows, but this stage takes labelled"):
+        load([{"prompt": "a", "completion": "b", "label": True}], {"labelled"})
 
 
 def test_parquet_messages_lose_the_nulls_that_the_format_fills_in(load, tmp_path):

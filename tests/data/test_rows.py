@@ -9,6 +9,7 @@ from trimtab.data.rows import (
     ChatExample,
     CompletionExample,
     Example,
+    LabelledExample,
     PreferenceExample,
     PromptExample,
     RankedExample,
@@ -22,6 +23,7 @@ MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": 
 
 EXAMPLES = {
     "text": TextExample(origin=HERE, text="a"),
+    "labelled": LabelledExample(origin=HERE, text="a", label="good"),
     "chat": ChatExample(origin=HERE, messages=MESSAGES),
     "prompt": PromptExample(origin=HERE, prompt="a"),
     "completion": CompletionExample(origin=HERE, prompt="a", completion="b"),

@@ -25,7 +25,7 @@ FILES = {
     "kwise": (603, "ranked", {"source"}),
     "math": (1000, "prompt", {"source", "answer", "solution"}),
     "math_labeled": (819, "prompt", {"source", "answer", "responses", "correct"}),
-    "sentiment": (6000, "text", {"source", "label"}),
+    "sentiment": (6000, "labelled", {"source"}),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -33,6 +34,7 @@ TREES = [
         scores=(0.1, 0.2),
         labels=(True, False),
         weight=0.3,
+        classes=(300, 0),
     ),
     TokenTree(branch([2**31 - 1]), (), (), Origin("b.jsonl", 2**40)),
     TokenTree(
@@ -50,16 +52,16 @@ def token_trees(draw: Any) -> TokenTree:
     found = draw(st.lists(branches, max_size=4))
     count = len(found)
     numbers = st.floats(allow_nan=False)
-    columns = [
+    *columns, classes = [
         tuple(draw(st.lists(kind, min_size=count, max_size=count))) if draw(st.booleans()) else ()
-        for kind in (numbers, numbers, st.booleans())
+        for kind in (numbers, numbers, st.booleans(), st.integers(0, 2**31 - 1))
     ]
     index = st.integers(0, max(0, count - 1))
     pairs = st.builds(Comparison, index, index, numbers, numbers)
     return TokenTree(
         draw(branches), tuple(found), tuple(draw(st.lists(pairs, max_size=3))),
         Origin(draw(st.sampled_from(["a", "b c", "日"])), draw(st.integers(1, 2**50)), 2),
-        *columns, draw(numbers),
+        *columns, draw(numbers), classes,
     )  # fmt: skip
 
 
@@ -94,7 +96,9 @@ def test_row_keys_are_those_of_content() -> None:
         tree._replace(trunk=branch([1, 2], [False, False])),
         tree._replace(trunk=branch([1]), branches=(branch([2, 3, 4, 5]), branch([6]))),
         tree._replace(branches=tree.branches[::-1]),
-        tree._replace(branches=tree.branches[:1], comparisons=(), ranks=(), scores=(), labels=()),
+        tree._replace(
+            branches=tree.branches[:1], comparisons=(), ranks=(), scores=(), labels=(), classes=()
+        ),
     ]
     keys = {TreeStore.of([one]).row_key(0) for one in [tree, *changed]}
     assert len(keys) == 6
@@ -103,9 +107,15 @@ def test_row_keys_are_those_of_content() -> None:
 def test_a_store_has_a_fingerprint_of_everything() -> None:
     prints = {
         TreeStore.of(trees).fingerprint()
-        for trees in (TREES, TREES[::-1], TREES[:2], [TREES[0]._replace(weight=2.0), *TREES[1:]])
+        for trees in (
+            TREES,
+            TREES[::-1],
+            TREES[:2],
+            [TREES[0]._replace(weight=2.0), *TREES[1:]],
+            [TREES[0]._replace(classes=(300, 1)), *TREES[1:]],
+        )
     }
-    assert len(prints) == 4
+    assert len(prints) == 5
     assert TreeStore.of(TREES).fingerprint() == TreeStore.of(TREES).fingerprint()
 
 
@@ -168,6 +178,18 @@ def test_the_code_version_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) ->
     before = cache_key(PARTS)
     monkeypatch.setattr(store_cache, "CODE_VERSION", store_cache.CODE_VERSION + 1)
     assert cache_key(PARTS) != before
+
+
+def test_an_entry_without_a_column_of_today_is_built_again(tmp_path: Path) -> None:
+    """An older version's entry, whole by its own manifest, under a key of ours."""
+    from safetensors.numpy import save as save_tensors
+
+    columns = {k: v for k, v in TreeStore.of(TREES).columns.items() if k != "classes"}
+    data = save_tensors(columns)
+    (tmp_path / "key.safetensors").write_bytes(data)
+    manifest = {"sha256": hashlib.sha256(data).hexdigest(), "sources": ["a"], "notes": {}}
+    (tmp_path / "key.json").write_text(json.dumps(manifest))
+    assert load(tmp_path, "key") is None
 
 
 def damages() -> dict[str, Any]:

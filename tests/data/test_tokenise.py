@@ -14,6 +14,7 @@ from trimtab.data.rows import (
     ChatExample,
     CompletionExample,
     Example,
+    LabelledExample,
     PreferenceExample,
     PromptExample,
     RankedExample,
@@ -94,6 +95,63 @@ def test_plain_pairs(kind: str) -> None:
     assert path == [f"{before}45?{eos}", f"{before} more, thank you{eos}"]
     bos = made.encoder.bos
     assert [*tree.trunk.ids, *tree.branches[0].ids][:2].count(bos) <= 1 or bos is None
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_labelled_texts_end_in_an_end_token_of_their_own(kind: str) -> None:
+    """The tree of a text, with the class beside it; an end token stands behind any text."""
+    options = TokeniseOptions(max_length=None, classes=("bad", "good"))
+    row = LabelledExample(origin=at(), text="What is 12 + 3", label="good", weight=2.0)
+    made = renderer(kind)
+    if made.encoder.eos is None:
+        with pytest.raises(DataError, match=r"it has no end token \(eos_token\), at which"):
+            tokenise(row, made, options)
+        return
+    (tree,) = trees(row, options, kind=kind)
+    (text,) = trees(TextExample(origin=at(), text=row.text, weight=2.0), options, kind=kind)
+    assert tree == text._replace(classes=(1,))
+    assert tree.branches[0].ids[-1] == made.encoder.eos and tree.branches[0].trained[-1]
+    # A text that spells the end token out has its own behind it all the same.
+    eos = made.tokenizer.eos_token
+    (tree,) = trees(row.__class__(origin=at(), text=f"a{eos}", label="bad"), options, kind=kind)
+    assert tree.branches[0].ids[-2:] == (made.encoder.eos,) * 2 and tree.classes == (0,)
+
+
+def test_a_long_labelled_text_is_cut_before_its_end_token() -> None:
+    row = LabelledExample(origin=at(), text="one two three four five six", label=3)
+    whole = renderer().encoder.ids(row.text)
+    eos = renderer().encoder.eos
+    options = TokeniseOptions(max_length=5, classes=(2, 3))
+    store, report = tokenise_all([row], renderer(), options)
+    tree = store[0]
+    assert list(tree.trunk.ids + tree.branches[0].ids) == [*whole[:4], eos]
+    assert tree.branches[0].trained == (True,) * 4 and tree.classes == (1,)
+    assert report.responses_cut == 1 and report.branches_stopped == 1
+    # The twin: a text of sft loses its end first.
+    (text,) = trees(TextExample(origin=at(), text=row.text), options)
+    assert list(text.trunk.ids + text.branches[0].ids) == whole[:5]
+    exact = TokeniseOptions(max_length=len(whole) + 1, classes=(2, 3))
+    (tree,) = trees(row, exact)
+    assert (
+        len(tree.branches[0].ids) == len(whole)
+        and tokenise_all([row], renderer(), exact)[1].responses_cut == 0
+    )
+
+
+def test_no_text_left_of_a_labelled_row_is_a_drop() -> None:
+    """An end token alone says nothing of the text."""
+    row = LabelledExample(origin=at(), text="one two three", label=3)
+    made = renderer("bytes")
+    found = tokenise(row, made, TokeniseOptions(max_length=2, classes=(2, 3)))
+    assert found == Drop("the prompt leaves no room for a response", "1 tokens, max_length 2")
+
+
+def test_labelled_rows_without_a_language_model_loss_train_nothing() -> None:
+    row = LabelledExample(origin=at(), text="one two three", label=3)
+    (tree,) = trees(row, TokeniseOptions(classes=(2, 3), scored=True))
+    (trained,) = trees(row, TokeniseOptions(classes=(2, 3)))
+    assert tree.trained_count == 0 < trained.trained_count
+    assert tree.classes == (1,) and tree.branches[0].ids == trained.branches[0].ids
 
 
 def test_ranked_rows_keep_the_order_of_their_responses() -> None:
@@ -436,6 +494,8 @@ def test_every_ingredient_is_part_of_the_cache_key() -> None:
         cache_parts(base, NO_LIMIT, "other rows", {"columns": None}),
         cache_parts(base, NO_LIMIT, "rows", {"columns": {"prompt": "q"}}),
         cache_parts(base, TokeniseOptions(), "rows", {"columns": None}),
+        cache_parts(base, TokeniseOptions(classes=(1, 2)), "rows", {"columns": None}),
+        cache_parts(base, TokeniseOptions(classes=("1", "2")), "rows", {"columns": None}),
         cache_parts(stopped, NO_LIMIT, "rows", {"columns": None}),
         cache_parts(varied, NO_LIMIT, "rows", {"columns": None}),
         cache_parts(renderer(template=CHATML + " "), NO_LIMIT, "rows", {"columns": None}),

@@ -281,6 +281,10 @@ def test_grouping_keeps_values_only_where_all_rows_agree() -> None:
     (merged,) = group_by_prompt([one, two])
     assert merged.scores == (2.0, 1.0, 3.0)
     assert merged.ranks == (2.0, 3.0, 1.0), "by score: the rows' own ranks say nothing together"
-    assert merged.labels == (True, False, True)
+    assert merged.labels == (True, False, True) and merged.classes == ()
+    classed = [one._replace(classes=(4, 2)), two._replace(classes=(3, 2))]
+    assert group_by_prompt(classed)[0].classes == (4, 2, 3)
+    torn = [classed[0], two._replace(classes=(3, 0))]
+    assert group_by_prompt(torn)[0].classes == ()
     (merged,) = group_by_prompt([one, two._replace(scores=(3.0, 1.5), labels=())])
     assert merged.scores == () and merged.ranks == () and merged.labels == ()

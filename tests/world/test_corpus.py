@@ -14,7 +14,6 @@ import pytest
 from trimtab.world import (
     gold_reward,
     held_out_requests,
-    judged_pairs,
     kwise_rows,
     parse_request,
     preference_probability,
@@ -191,13 +190,6 @@ def test_the_rate_of_wrong_preferences_is_the_annotators(noise: float):
 
 def test_without_noise_no_preference_is_wrong():
     assert all(chosen >= rejected for chosen, rejected in gold_pairs(0, 300))
-
-
-def test_pairs_judged_between_samples():
-    prompt = held_out_requests(1)[0]
-    good = sft_rows(1)[0]["completion"]
-    rows = judged_pairs([prompt, prompt], [[good, "", "x", "x"], ["", good, good]], noise=0)
-    assert rows == [{"prompt": prompt, "chosen": good, "rejected": ""}] * 2
 
 
 def test_write_jsonl(tmp_path: Path):

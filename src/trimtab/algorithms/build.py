@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trimtab.algorithms.classify import Classification
 from trimtab.algorithms.language_model import LanguageModelling
 from trimtab.algorithms.policy import Policy
 from trimtab.algorithms.preference import PreferenceOptimisation
+from trimtab.algorithms.recipe_loss import RecipeLoss, recipe_loss
 from trimtab.algorithms.recipe_model import RecipeModel
 from trimtab.algorithms.recipe_reference import EVALUATION_BUDGET, RecipeReference
 from trimtab.algorithms.recipe_reward import centring, choose_pad
@@ -20,21 +21,28 @@ from trimtab.algorithms.rows import Rows
 from trimtab.algorithms.samples import SamplePrompt, Samples, prompts_of_trees
 from trimtab.algorithms.stage import Mix, Stage
 from trimtab.algorithms.stream import TreeStream
+from trimtab.config.classify_recipe import ClassifyRecipe
+from trimtab.config.on_policy_recipe import OnPolicyRecipe
 from trimtab.config.recipes import PreferenceRecipe
 from trimtab.config.resolved import Resolved
 from trimtab.config.reward_recipe import RewardRecipe
 from trimtab.data.store_cache import default_cache_dir
 from trimtab.data.trees import TokenTree
-from trimtab.errors import RecipeError
-from trimtab.losses.contract import LossSpec, bind, describe
+from trimtab.losses.contract import LossSpec
 from trimtab.models import load
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.hub import quiet
 from trimtab.models.save import save_model, verify_saved
+from trimtab.rewards.manifest import model_folders
 from trimtab.training.precision import PrecisionChoice
 from trimtab.training.progress import Progress
 from trimtab.training.seeds import derive
 
+OTHER_MODELS = {
+    "ref_model_name_or_path": "reference",
+    "reward_model": "reward model",
+    "value_model": "value model",
+}
 DOCUMENT_OPENING = 16  # tokens of a document that a sample goes on from
 
 
@@ -80,10 +88,10 @@ class _Builder:
         self.cache_dir = Path(self.recipe.cache_dir or default_cache_dir())
         self.folder = folder
         self.spec: LossSpec | None = None
+        self.loss: RecipeLoss | None = None
         if isinstance(self.recipe, PreferenceRecipe):
-            self.spec = describe(self.recipe.loss.name)
-            with _as_recipe_error("loss"):
-                bind(self.recipe.loss.name, self.recipe.loss.parameters)
+            self.loss = recipe_loss(self.recipe.loss)
+            self.spec = self.loss.spec
         self.source = self._locate()
 
     def build(self, precision: str | None) -> Built:
@@ -99,13 +107,20 @@ class _Builder:
         )
         self.tokenizer, self.renderer = rows.tokenizer, rows.renderer
         train, held_out, mix = rows.training(), rows.held_out(), rows.mix()
+        self.rows, self.train = rows, train
         stream = self._stream(train, recipe.rows_per_step, "main")
         total = self._total_steps(stream)
-        policy, chosen = RecipeModel(recipe, source, self.renderer, self.progress).policy(precision)
+        self.labels = rows.labels.names or () if rows.labels else ()
+        maker = RecipeModel(recipe, source, self.renderer, self.progress, self.labels)
+        policy, chosen = maker.policy(precision)
         every = tuple(r for r in (train, held_out, mix) if r is not None)
         longest = rows.longest(every, policy)
+        if isinstance(recipe, OnPolicyRecipe):
+            from trimtab.algorithms.build_on_policy import longest_rollout
+
+            longest = longest_rollout(rows, train, policy, recipe)
         conclude = None
-        if isinstance(recipe, RewardRecipe):
+        if isinstance(recipe, (RewardRecipe, ClassifyRecipe)):
             stores = [store for r in every for store in r.stores]
             adapter = recipe.use_peft
             choose_pad(policy.model, self.renderer, stores, adapter=adapter, note=self.note)
@@ -137,13 +152,16 @@ class _Builder:
         return source
 
     def _identities(self) -> dict[str, str]:
-        """Fingerprints of the models a run starts from; a resumed one starts from them too."""
-        found: dict[str, str] = {}
+        """Fingerprints of what a run starts from: models, and a loss of the user's own."""
+        found: dict[str, str] = {} if self.loss is None else {**self.loss.identities}
         if self.source is not None:
             found["model"] = _identity(self.source)
-        name = getattr(self.recipe, "ref_model_name_or_path", None)
-        if name is not None:
-            found["reference"] = _identity(load.locate(name, key="ref_model_name_or_path"))
+        for key, role in OTHER_MODELS.items():
+            name = getattr(self.recipe, key, None)
+            if name is not None and name != "shared":
+                found[role] = ":".join(
+                    _identity(load.locate(one, key=key)) for one in model_folders(name, key)
+                )
         return found
 
     # ------------------------------------------------------------------ streams and stages
@@ -162,7 +180,10 @@ class _Builder:
     def _total_steps(self, stream: TreeStream) -> int:
         if self.recipe.max_steps > 0:
             return self.recipe.max_steps
-        return max(1, round(self.recipe.num_train_epochs * stream.steps_per_epoch))
+        rounds = max(1, round(self.recipe.num_train_epochs * stream.steps_per_epoch))
+        if isinstance(self.recipe, OnPolicyRecipe):  # a round is a rollout, trained on for a while
+            return rounds * self.recipe.passes * self.recipe.num_mini_batches  # type: ignore[attr-defined]
+        return rounds
 
     def _stage(
         self,
@@ -179,6 +200,16 @@ class _Builder:
             mix_stream = self._stream(mix_rows, per_step, "mix")
             mix = Mix(mix_stream, settings.weight, settings.reduction)
         held = self._stream(held_out, 1, "eval", EVALUATION_BUDGET) if held_out else None
+        if isinstance(self.recipe, OnPolicyRecipe):
+            from trimtab.algorithms.build_on_policy import OnPolicyBuilder, prompt_rows
+
+            reference = RecipeReference(
+                self.recipe, None, self.source, self.tokenizer, self.progress, self.cache_dir
+            )
+            builder = OnPolicyBuilder(
+                self.recipe, self.rows, policy, reference, self.progress, self.folder
+            )
+            return builder.stage(stream, held, prompt_rows(self.train, held_out), mix, total)
         if isinstance(self.recipe, RewardRecipe):
             return RewardModelling(
                 policy,
@@ -189,7 +220,17 @@ class _Builder:
                 mix=mix,
                 held_out=held,
             )
-        if self.spec is None:
+        if isinstance(self.recipe, ClassifyRecipe):
+            return Classification(
+                policy,
+                stream,
+                labels=self.labels,
+                total_steps=total,
+                alpha=self.recipe.alpha,
+                mix=mix,
+                held_out=held,
+            )
+        if self.spec is None or self.loss is None:
             return LanguageModelling(
                 policy,
                 stream,
@@ -198,7 +239,6 @@ class _Builder:
                 held_out=held,
                 held_out_bytes=self._bytes(held) if held else None,
             )
-        parameters = dict(self.recipe.loss.parameters)
         reference = RecipeReference(
             self.recipe, self.spec, self.source, self.tokenizer, self.progress, self.cache_dir
         )
@@ -206,7 +246,7 @@ class _Builder:
             policy,
             stream,
             spec=self.spec,
-            make_loss=lambda: bind(self.recipe.loss.name, parameters),
+            make_loss=self.loss.make,
             references=reference.references(policy, stream, held, total),
             seed=self.recipe.seed,
             total_steps=total,
@@ -260,12 +300,3 @@ def _identity(source: load.ModelSource) -> str:
     """Fingerprint of a model folder; of an adapter's and its base's."""
     folders = dict.fromkeys([source.folder, load.base_of(source).folder])
     return ":".join(fingerprint(folder) for folder in folders)
-
-
-@contextlib.contextmanager
-def _as_recipe_error(key: str) -> Iterator[None]:
-    """A loss refuses its hyper-parameters with ValueErrors; users get the recipe's key."""
-    try:
-        yield
-    except ValueError as error:
-        raise RecipeError(f"{key}.{error}") from None

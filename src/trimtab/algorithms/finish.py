@@ -26,6 +26,8 @@ SHOWN = (
     "eval_accuracy",
     "eval_margin",
     "eval_mean_reward",
+    "eval_macro_f1",
+    "eval_lm_loss",
     "eval_rewards/accuracies",
     "eval_rewards/margins",
     "eval_logps/accuracies",
@@ -84,8 +86,13 @@ def card(resolved: Resolved, built: Built, command: Sequence[str], results: dict
     hyperparameters: dict[str, Any] = {key: getattr(recipe, key) for key in keys}
     hyperparameters["rows per optimizer step"] = recipe.rows_per_step
     hyperparameters["precision"] = built.precision.name
+    if hasattr(recipe, "alpha"):
+        hyperparameters["alpha"] = recipe.alpha
     if loss is not None:
         hyperparameters.update({f"loss.{key}": value for key, value in loss.parameters.items()})
+        if (file := getattr(loss, "file", None)) is not None:
+            digest = built.identities["contents of loss.file"]
+            hyperparameters["loss.file"] = f"{Path(file).name} (SHA-256 {digest[:16]})"
     if recipe.use_peft:  # an adapter that was trained further has its own
         adapter: Any = built.stage.policy.model.peft_config[ADAPTER]  # type: ignore[index]
         hyperparameters.update({"lora_r": adapter.r, "lora_alpha": adapter.lora_alpha})
@@ -103,7 +110,15 @@ def card(resolved: Resolved, built: Built, command: Sequence[str], results: dict
         conversational=bool(built.tokenizer.chat_template),
         kind="text-generation" if head is None else "text-classification",
         offset=0.0 if head is None else head.offset,
+        classes=() if head is None else tuple(str(label) for label in head.labels),
+        end=_end(built.tokenizer),
     )
+
+
+def _end(tokenizer: Any) -> str:
+    """What stands behind a whole text and has to be written there: the end token, or nothing."""
+    added = tokenizer("a").input_ids[-1] == tokenizer.eos_token_id
+    return "" if added else tokenizer.eos_token or ""
 
 
 def _write_card(folder: Path, content: Card) -> None:

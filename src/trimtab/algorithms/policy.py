@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trimtab.data.batch import TreeBatch
 from trimtab.losses.types import SequenceLogprobs
 from trimtab.models.attention import unwrap
-from trimtab.models.forward import Layout, end_hidden, target_hidden
+from trimtab.models.forward import Layout, end_hidden, hidden_states, target_hidden
 from trimtab.models.head import accumulation_dtype
 from trimtab.models.logprobs import LogitHead, TokenStats, token_stats
 
@@ -41,14 +41,18 @@ class Policy:
         entropy: bool = False,
         correct: bool = False,
         reference: tuple[Tensor, LogitHead] | None = None,
+        temperature: float = 1.0,
+        hidden: Tensor | None = None,
     ) -> TokenStats:
         """Log-probs [M] of the trained tokens, and what else is asked for, in one pass.
 
-        The entropy is for the log: it has no gradient where that saves work.
+        The entropy is for the log: it has no gradient where that saves work. ``temperature``
+        divides the logits, as in the sampling of a rollout; ``hidden`` [M, d] are the states of
+        ``hidden(batch)`` where they are at hand.
         """
         return token_stats(
-            self.hidden(batch),
-            self.head,
+            self.hidden(batch) if hidden is None else hidden,
+            self.head.at_temperature(temperature),
             batch.target_ids,
             entropy=entropy,
             entropy_gradient=False,
@@ -61,7 +65,15 @@ class Policy:
 
         The model has a ``score`` head (``models/score_head.py``): C is 1 for a reward.
         """
-        ends = end_hidden(self.model, batch, self.layout)
+        return self._scores_of(end_hidden(self.model, batch, self.layout))
+
+    def scores_and_stats(self, batch: TreeBatch) -> tuple[Tensor, TokenStats]:
+        """``scores`` [N, C] and the log-probs [M] of the trained tokens, from one forward pass."""
+        hidden = hidden_states(self.model, batch, self.layout)
+        stats = token_stats(hidden.targets(), self.head, batch.target_ids)
+        return self._scores_of(hidden.ends()), stats
+
+    def _scores_of(self, ends: Tensor) -> Tensor:
         found = unwrap(self.model).score(ends)
         return found.to(accumulation_dtype(found.dtype))
 

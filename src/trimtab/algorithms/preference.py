@@ -21,14 +21,8 @@ from trimtab.algorithms.stream import TreeStream, micro_batches
 from trimtab.data.batch import TreeBatch, pack, split_by_tokens
 from trimtab.data.trees import TokenTree
 from trimtab.evaluation.preference import PreferenceRecord, summarise
-from trimtab.losses.contract import LossSpec
-from trimtab.losses.types import (
-    Pair,
-    PairValues,
-    PreferenceTerms,
-    Ranking,
-    SequenceLogprobs,
-)
+from trimtab.losses.contract import CALL_INPUTS, LossSpec
+from trimtab.losses.types import Pair, PairValues, Ranking, SequenceLogprobs
 from trimtab.models.logprobs import TokenStats
 from trimtab.training.algorithm import Micro, Outcome
 from trimtab.training.seeds import generator
@@ -103,38 +97,48 @@ class PreferenceOptimisation(Stage):
     def prepare(self, step: int, micros: Sequence[Micro]) -> dict[str, Metric]:
         """What the loss needs of the whole step: mismatched responses, or every pair's gap."""
         own = [micro for micro in micros if micro.stream == "main"]
-        if "mismatched_policy" in self.spec.prepare_needs:
-            return self._prepare_mismatched(self.loss, own)
-        if "policy" not in self.spec.prepare_needs:
-            return {}
-        with frozen(self.model):
-            found = [self._pairs(m, self.policy.branch_logprobs(m.batch)) for m in own]
-        keep = self.loss.prepare(  # type: ignore[attr-defined]
-            _join([policy for policy, _ in found]),
-            _join([reference for _, reference in found]),
-            generator=generator(self.seed, "pair filter", step),
-        )
-        for micro, weight in zip(
-            own, keep.split([micro.batch.winner.numel() for micro in own]), strict=True
-        ):
-            micro.pair_weight = weight.to(self.policy.device)
-        return {"pairs_kept": Metric(keep.sum().item(), float(keep.numel()))}
+        return self._prepare(self.loss, own, step)
 
-    def _prepare_mismatched(self, loss: Any, micros: Sequence[Micro]) -> dict[str, Metric]:
-        """KTO's z0: every response after the next row's prompt, over the whole step."""
+    def _prepare(self, loss: Any, micros: Sequence[Micro], step: int) -> dict[str, Metric]:
+        """Call ``loss.prepare`` with what it names; its weights go to the micro-batches."""
+        needs = self.spec.prepare_needs
+        if not needs:
+            return {}
+        inputs = self._mismatched(micros)
+        if needs & CALL_INPUTS[self.spec.kind]:
+            with frozen(self.model):
+                parts = [
+                    self._inputs(needs, m, self.policy.branch_logprobs(m.batch)) for m in micros
+                ]
+            inputs |= {name: _join([part[name] for part in parts]) for name in parts[0]}
+        if "generator" in needs:
+            inputs["generator"] = generator(self.seed, "pair filter", step)
+        weights = loss.prepare(**inputs)
+        metrics = {"kl": Metric(loss.z0, 1.0)} if hasattr(loss, "z0") else {}
+        if weights is None:
+            return metrics
+        pairs = [micro.batch.winner.numel() for micro in micros]
+        for micro, weight in zip(micros, weights.split(pairs), strict=True):
+            micro.pair_weight = weight.to(self.policy.device)
+        return {**metrics, "pairs_kept": Metric(weights.sum().item(), float(weights.numel()))}
+
+    def _mismatched(self, micros: Sequence[Micro]) -> dict[str, Any]:
+        """Every response after the next row's prompt, over the whole step: what KTO's z0 is of."""
+        needs = self.spec.prepare_needs & {"mismatched_policy", "mismatched_reference"}
+        if not needs:
+            return {}
         trees = mismatched([tree for micro in micros for tree in micro.batch.trees])
         nothing = torch.zeros(0, device=self.policy.device)
-        policy_parts = [SequenceLogprobs(nothing, nothing)]
-        reference_parts = [SequenceLogprobs(nothing, nothing)]
-        live = self.references.live
-        assert live is not None
+        found = {name: [SequenceLogprobs(nothing, nothing)] for name in needs}
         for run in split_by_tokens(trees, self.stream.token_budget):
             batch = pack(run).to(self.policy.device)
-            with frozen(self.model):
-                policy_parts.append(self.policy.branch_logprobs(batch))
-            reference_parts.append(live.branch_logprobs(batch))
-        loss.prepare(_concatenate(policy_parts), _concatenate(reference_parts))
-        return {"kl": Metric(loss.z0, 1.0)}
+            if "mismatched_policy" in needs:
+                with frozen(self.model):
+                    found["mismatched_policy"].append(self.policy.branch_logprobs(batch))
+            if "mismatched_reference" in needs:
+                assert self.references.live is not None
+                found["mismatched_reference"].append(self.references.live.branch_logprobs(batch))
+        return {name: _join(parts) for name, parts in found.items()}
 
     def own_counts(self, micro: Micro) -> Mapping[str, float]:
         """Comparisons, responses or prompts by weight; tokens of the preferred responses."""
@@ -179,14 +183,44 @@ class PreferenceOptimisation(Stage):
         reference = self.references.live.hidden(micro.batch)
         return self.policy.token_stats(micro.batch, reference=reference)
 
-    def _pairs(self, micro: Micro, sums: SequenceLogprobs) -> tuple[Pair, Pair]:
-        """Policy and reference log-probs of the micro-batch's comparisons (detached reference)."""
+    def _inputs(
+        self,
+        needs: frozenset[str],
+        micro: Micro,
+        sums: SequenceLogprobs,
+        kl: Tensor | None = None,
+        order: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Those inputs of the loss that ``needs`` names, for one micro-batch.
+
+        ``kl`` [M] is the full-vocabulary KL of each token, ``order`` the ``ranking_order``.
+        """
         batch = micro.batch
-        policy = Pair(_take(sums, batch.winner), _take(sums, batch.loser))
-        if micro.reference is None:
-            return policy, policy
-        kept = SequenceLogprobs(micro.reference, sums.length)
-        return policy, Pair(_take(kept, batch.winner), _take(kept, batch.loser))
+        if self.spec.kind == "ranking" and order is None:
+            order = ranking_order(batch)
+
+        def compared(of: SequenceLogprobs) -> Pair | SequenceLogprobs | Ranking:
+            if self.spec.kind == "pair":
+                return Pair(_take(of, batch.winner), _take(of, batch.loser))
+            return of if order is None else _ranking(of, order)
+
+        def sequence_kl() -> PairValues:
+            assert kl is not None
+            of_branch = batch.sequence_sums(kl)
+            return PairValues(of_branch[batch.winner], of_branch[batch.loser])
+
+        def reference() -> Pair | SequenceLogprobs | Ranking:
+            assert micro.reference is not None
+            return compared(SequenceLogprobs(micro.reference, sums.length))
+
+        made: dict[str, Callable[[], Any]] = {
+            "policy": lambda: compared(sums),
+            "reference": reference,
+            "sequence_kl": sequence_kl,
+            "margins": lambda: batch.margin,
+            "labels": lambda: batch.labels,
+        }
+        return {name: make() for name, make in made.items() if name in needs}
 
     def judge(
         self,
@@ -197,40 +231,14 @@ class PreferenceOptimisation(Stage):
     ) -> PreferenceRecord:
         """Call the loss with what it names; ``kl`` [M] is the full-vocabulary KL of each token."""
         batch = micro.batch
-        needs = self.spec.needs
-        arguments: dict[str, Any] = {}
-        reference = None
-        if micro.reference is not None:
-            reference = SequenceLogprobs(micro.reference, sums.length)
+        order = ranking_order(batch) if self.spec.kind == "ranking" else None
+        terms = loss(**self._inputs(self.spec.needs, micro, sums, kl, order))
+        weights = self._weights(micro)
         if self.spec.kind == "pair":
-            policy, paired = self._pairs(micro, sums)
-            arguments["policy"] = policy
-            if "reference" in needs:
-                assert micro.reference is not None
-                arguments["reference"] = paired
-            if "margins" in needs:
-                arguments["margins"] = batch.margin
-            if "sequence_kl" in needs:
-                assert kl is not None
-                of_branch = batch.sequence_sums(kl)
-                arguments["sequence_kl"] = PairValues(
-                    of_branch[batch.winner], of_branch[batch.loser]
-                )
-            terms: PreferenceTerms = loss(**arguments)
-            return PreferenceRecord.of_pairs(batch, sums, terms, self._weights(micro))
-        if self.spec.kind == "unpaired":
-            assert batch.labels is not None
-            found = loss(policy=sums, reference=reference, labels=batch.labels)
-            return PreferenceRecord.of_responses(batch, sums, found, self._weights(micro))
-        order = ranking_order(batch)
-        arguments["policy"] = _ranking(sums, order)
-        if "reference" in needs:
-            assert reference is not None
-            arguments["reference"] = _ranking(reference, order)
-        terms_of_rankings = loss(**arguments)
-        return PreferenceRecord.of_rankings(
-            batch, sums, terms_of_rankings, order, self._weights(micro)
-        )
+            return PreferenceRecord.of_pairs(batch, sums, terms, weights)
+        if order is None:
+            return PreferenceRecord.of_responses(batch, sums, terms, weights)
+        return PreferenceRecord.of_rankings(batch, sums, terms, order, weights)
 
     # ------------------------------------------------------------------ held-out rows
 
@@ -248,8 +256,8 @@ class PreferenceOptimisation(Stage):
             micro.batch = micro.batch.to(self.policy.device)
             micro.reference = self._reference(micro, self.references.held_out)
         loss = self.make_loss()
-        if "mismatched_policy" in self.spec.prepare_needs:
-            self._prepare_mismatched(loss, micros)
+        if not self.spec.prepare_needs - {"mismatched_policy", "mismatched_reference"}:
+            self._prepare(loss, micros, step)
         known = self.references.held_out is not None and not self.references.named
         if step == 0 and known and not self.live_needed and not self.nll_weight:
             return summarise([self._judge_at_reference(loss, micro) for micro in micros])
@@ -346,9 +354,11 @@ def _take(sums: SequenceLogprobs, index: Tensor) -> SequenceLogprobs:
     return SequenceLogprobs(sums.sum[index], sums.length[index])
 
 
-def _concatenate(parts: Sequence[SequenceLogprobs]) -> SequenceLogprobs:
-    return SequenceLogprobs(torch.cat([p.sum for p in parts]), torch.cat([p.length for p in parts]))
-
-
-def _join(pairs: Sequence[Pair]) -> Pair:
-    return Pair(_concatenate([p.chosen for p in pairs]), _concatenate([p.rejected for p in pairs]))
+def _join(parts: Sequence[Any]) -> Any:
+    """Inputs of several micro-batches as one; rankings are padded to the longest."""
+    if not isinstance(parts[0], Tensor):
+        return type(parts[0])(*(_join(columns) for columns in zip(*parts, strict=True)))
+    if parts[0].ndim == 2:
+        widest = max(part.shape[1] for part in parts)
+        parts = [torch.nn.functional.pad(part, (0, widest - part.shape[1])) for part in parts]
+    return torch.cat(list(parts))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from trimtab.algorithms.policy import Policy
+from trimtab.algorithms.recipe_classify import classifier
 from trimtab.algorithms.recipe_reward import reward_model
+from trimtab.config.classify_recipe import ClassifyRecipe
 from trimtab.config.reward_recipe import RewardRecipe
 from trimtab.data.chat import ChatRenderer
 from trimtab.errors import RecipeError
@@ -31,9 +34,11 @@ class RecipeModel:
         source: load.ModelSource | None,
         renderer: ChatRenderer,
         progress: Progress,
+        labels: Sequence[str | int] = (),
     ) -> None:
         self.recipe = recipe
         self.source = source
+        self.labels = labels
         self.renderer = renderer
         self.tokenizer = renderer.tokenizer
         self.progress = progress
@@ -70,6 +75,11 @@ class RecipeModel:
 
     def _load(self, source: load.ModelSource, **options: Any) -> Any:
         """The policy's weights; for a reward model also those of one that has scores already."""
+        if isinstance(self.recipe, ClassifyRecipe) and is_scored(source):
+            raise RecipeError(
+                f"model_name_or_path={source.name!r}: it has scores and no language model's head; "
+                "start from a language model"
+            )
         if isinstance(self.recipe, RewardRecipe) and is_scored(source):
             model = load_scored(source, key="model_name_or_path", **options)
             head = head_of(model)
@@ -106,11 +116,11 @@ class RecipeModel:
         """LoRA on a plain model; an adapter folder goes on as LoRA, or merged into full weights."""
         recipe = self.recipe
         is_adapter = self.source is not None and self.source.kind == "adapter"
-        scored = isinstance(recipe, RewardRecipe)
+        scored = isinstance(recipe, (RewardRecipe, ClassifyRecipe))
         if scored and is_adapter and (recipe.use_peft or head_of(model) is not None):
             raise RecipeError(
-                f"model_name_or_path={recipe.model_name_or_path!r}: this is an adapter; a reward "
-                "model starts from whole weights, or from a language model's adapter without "
+                f"model_name_or_path={recipe.model_name_or_path!r}: this is an adapter; a model "
+                "with scores starts from whole weights, or from a language model's adapter without "
                 "use_peft, which is merged"
             )
         if not recipe.use_peft:
@@ -118,14 +128,12 @@ class RecipeModel:
                 ids = self.renderer.prompt_ids("The quick brown fox jumps over the lazy dog.")
                 model = merge_adapter(model, torch.tensor(ids, device=self.device))
             model.requires_grad_(True)
-            return reward_model(recipe, model, self.note) if scored else model
+            return self._scored(model)
         if is_adapter:
             self._check_adapter(model.peft_config[ADAPTER])
             return lora.continue_adapter(model, dropout=recipe.lora_dropout)
-        if scored:
-            model = reward_model(recipe, model, self.note)
         return lora.attach(
-            model,
+            self._scored(model),
             r=recipe.lora_r,
             alpha=recipe.lora_alpha,
             dropout=recipe.lora_dropout,
@@ -133,6 +141,14 @@ class RecipeModel:
             modules_to_save=["score"] if scored else [],
             seed=derive(recipe.seed, "adapters") % 2**32,
         )
+
+    def _scored(self, model: Any) -> Any:
+        """The model with the head that the recipe's stage reads, if it reads one."""
+        if isinstance(self.recipe, ClassifyRecipe):
+            return classifier(self.recipe, model, self.labels)
+        if isinstance(self.recipe, RewardRecipe):
+            return reward_model(self.recipe, model, self.note)
+        return model
 
     def _check_adapter(self, config: Any) -> None:
         """An adapter that is trained further keeps its shape: refuse keys that ask for another."""

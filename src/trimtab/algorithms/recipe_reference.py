@@ -33,7 +33,7 @@ class RecipeReference:
     def __init__(
         self,
         recipe: Any,
-        spec: LossSpec,
+        spec: LossSpec | None,
         source: load.ModelSource | None,
         tokenizer: Any,
         progress: Progress,
@@ -46,15 +46,22 @@ class RecipeReference:
         self.progress = progress
         self.cache_dir = cache_dir
 
+    def live(self, policy: Policy) -> LiveReference:
+        """A model that answers for what is sampled during training."""
+        source, _ = self._reference_policy(policy)
+        return self._live(policy, source)
+
     def needs_live(self) -> bool:
         """Whether sums of log-probs, computed once, are not enough."""
         if not self._needs_reference():
             return False
+        assert self.spec is not None
         special = {"sequence_kl", "mismatched_reference"}
         asked = special & (self.spec.needs | self.spec.prepare_needs)
         return bool(asked) or not self.recipe.precompute_ref_log_probs
 
     def _needs_reference(self) -> bool:
+        assert self.spec is not None
         needs = self.spec.needs | self.spec.prepare_needs
         return bool(needs & {"reference", "sequence_kl", "mismatched_reference"})
 
@@ -137,7 +144,7 @@ class RecipeReference:
     def _check_vocabulary(self, name: str, reference: Policy, policy: Policy) -> None:
         """A KL over the vocabulary needs the same one: models pad theirs to different sizes."""
         theirs, ours = reference.head.vocabulary, policy.head.vocabulary
-        if "sequence_kl" in self.spec.needs and theirs != ours:
+        if self.spec and "sequence_kl" in self.spec.needs and theirs != ours:
             raise RecipeError(
                 f"ref_model_name_or_path={name!r}: has {theirs} logits and the policy {ours}; "
                 f"{self.spec.name} compares all of them, choose a reference with as many"

@@ -1,4 +1,4 @@
-"""What a reward recipe adds to building a stage: a small backbone, a head, a pad token, an offset."""
+"""What a reward recipe adds to building a stage: backbone, head, pad token, offset."""
 
 from __future__ import annotations
 
@@ -57,6 +57,16 @@ def reward_model(recipe: RewardRecipe, model: Any, note: Note) -> Any:
         seed = derive(recipe.seed, "score head") % 2**32
         model = attach_head(model, ScoreHead("reward"), std=(width + 1) ** -0.5, seed=seed)
     return model if recipe.mix else without_output_head(model)
+
+
+def reward_score(model: Any, key: str, name: str) -> None:
+    """Refuse a model that tells classes apart where one number is wanted."""
+    head = head_of(model)
+    if head is not None and head.kind != "reward":
+        raise RecipeError(
+            f"{key}={name!r}: it has {head.count} labels and so gives no single number; give a "
+            "language model or a reward model"
+        )
 
 
 def choose_pad(

@@ -9,10 +9,13 @@ from typing import Any
 
 from trimtab.algorithms.policy import Policy
 from trimtab.algorithms.rows import Rows, RowSettings, load_rows
+from trimtab.config.classify_recipe import ClassifyRecipe
+from trimtab.config.on_policy_recipe import OnPolicyRecipe
 from trimtab.config.recipes import PretrainRecipe, SftRecipe
 from trimtab.config.resolved import Resolved
 from trimtab.config.reward_recipe import RewardRecipe
 from trimtab.data.chat import ChatRenderer
+from trimtab.data.labels import Labels
 from trimtab.data.rows import Kind, TextExample
 from trimtab.data.sources import load_examples
 from trimtab.data.tokenise import TokeniseOptions
@@ -27,7 +30,11 @@ from trimtab.training.progress import Progress
 ACCEPT: dict[str, set[Kind]] = {
     "pretrain": {"text", "chat"},
     "mix": {"text", "chat"},
+    "classify": {"labelled"},
     "sft": {"text", "chat", "completion"},
+    "ppo": {"prompt"},
+    "grpo": {"prompt"},
+    "rloo": {"prompt"},
     "reward": {"preference", "ranked"},
     "reference": {"chat", "completion"},
     "pair": {"preference", "ranked"},
@@ -54,6 +61,9 @@ class RecipeRows:
         self.spec = spec
         self.source = source
         self.note = progress.note
+        self.labels: Labels | None = None
+        if isinstance(self.recipe, ClassifyRecipe):
+            self.labels = Labels(self.recipe.labels)
         self.settings = RowSettings(
             max_bad_rows=self.recipe.max_bad_rows,
             max_dropped_rows=self.recipe.max_dropped_rows,
@@ -120,6 +130,14 @@ class RecipeRows:
         recipe = self.recipe
         if isinstance(recipe, PretrainRecipe):
             return TokeniseOptions(max_length=None, context_length=recipe.context_length)
+        if isinstance(recipe, ClassifyRecipe):
+            return TokeniseOptions(max_length=self.longest_text())
+        if isinstance(recipe, OnPolicyRecipe):
+            return TokeniseOptions(
+                max_length=None,
+                max_prompt_length=recipe.max_prompt_length,
+                truncation_mode=recipe.truncation_mode,
+            )
         common: dict[str, Any] = {
             "max_length": self.longest_text(),
             "max_prompt_length": recipe.max_prompt_length,
@@ -149,9 +167,10 @@ class RecipeRows:
 
     def longest_text(self) -> int | None:
         """Tokens of prompt and response together: the recipe's limit, or else the model's own."""
-        return self.recipe.max_length or self._positions()
+        return self.recipe.max_length or self.positions()
 
-    def _positions(self) -> int | None:
+    def positions(self) -> int | None:
+        """The model's own limit of a sequence's length, where it has one."""
         assert self.source is not None
         config = read_json(load.base_of(self.source).folder / "config.json")
         text = config.get("text_config", {})
@@ -163,7 +182,9 @@ class RecipeRows:
         options = self._options()
         if role == "held-out" and isinstance(self.recipe, PretrainRecipe):
             options = dataclasses.replace(options, stride=self.recipe.eval_stride)
-        return self.load(role, specs, options, accept, max_rows)
+        if role == "training" and isinstance(self.recipe, ClassifyRecipe):
+            options = dataclasses.replace(options, scored=not self.recipe.alpha)
+        return self.load(role, specs, options, accept, max_rows, self.labels)
 
     def load(
         self,
@@ -172,6 +193,7 @@ class RecipeRows:
         options: TokeniseOptions,
         accept: set[Kind],
         max_rows: int | None = None,
+        labels: Labels | None = None,
     ) -> Rows:
         """Rows of these kinds as trees, under the recipe's limits."""
         return load_rows(
@@ -183,6 +205,7 @@ class RecipeRows:
             self.settings,
             self.note,
             max_rows=max_rows,
+            labels=labels,
         )
 
     def held_out(self) -> Rows | None:

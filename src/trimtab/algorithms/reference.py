@@ -157,6 +157,11 @@ class LiveReference:
         with self._active():
             return self.policy.hidden(batch), self.policy.head
 
+    def token_logprobs(self, batch: TreeBatch, temperature: float = 1.0) -> Tensor:
+        """Log-probs [M] of the trained tokens."""
+        with self._active():
+            return self.policy.token_stats(batch, temperature=temperature).logp
+
     def branch_logprobs(self, batch: TreeBatch) -> SequenceLogprobs:
         """Summed log-probs [N] of the branches."""
         with self._active():

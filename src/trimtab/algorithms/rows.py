@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 from trimtab.config.data_keys import DatasetSpec
 from trimtab.data.chat import ChatRenderer
-from trimtab.data.rows import Kind
+from trimtab.data.labels import Labels
+from trimtab.data.rows import Kind, PromptExample
 from trimtab.data.sources import Loaded, load_examples
 from trimtab.data.store import TreeStore
 from trimtab.data.store_cache import cached
@@ -25,7 +27,8 @@ class Rows:
     """Trees of one role ("training", "held-out", "mix"), one store a source.
 
     ``weights`` are the sources' relative shares, or None where they come as they are; ``summary``
-    is a line for people and for the model card.
+    is a line for people and for the model card. ``prompts`` are rows to be answered, whole, as
+    rewards see them.
     """
 
     role: str
@@ -34,6 +37,7 @@ class Rows:
     reports: tuple[TokeniseReport, ...]
     loaded: Loaded
     summary: str
+    prompts: tuple[PromptExample, ...] = ()
 
     @property
     def count(self) -> int:
@@ -62,8 +66,12 @@ def load_rows(
     note: Note,
     *,
     max_rows: int | None = None,
+    labels: Labels | None = None,
 ) -> Rows:
-    """Read and tokenise all sources; raises ``DataError`` beyond the recipe's limits."""
+    """Read and tokenise all sources; raises ``DataError`` beyond the recipe's limits.
+
+    ``labels`` are the classes of labelled rows: learnt from training rows, held against others.
+    """
     loaded = load_examples(
         specs,
         accept,
@@ -71,10 +79,16 @@ def load_rows(
         max_bad_rows=settings.max_bad_rows,
         quarantine_path=settings.quarantine_folder / f"quarantine.{role}.jsonl",
         seed=settings.seed,
+        check=None if labels is None else labels.check,
     )
     for account in loaded.report.sources:
         for notice in account.notices:
             note(notice)
+    if labels is not None:
+        if role == "training":
+            for line in labels.learn(itertools.chain.from_iterable(loaded.examples)):
+                note(line)
+        options = dataclasses.replace(options, classes=labels.names or ())
     stores: list[TreeStore] = []
     reports: list[TokeniseReport] = []
     for index, spec in enumerate(specs):
@@ -96,8 +110,10 @@ def load_rows(
     summary = _summary(role, loaded, stores, reports)
     note(summary)
     weights = None if loaded.weights is None else tuple(loaded.weights)
+    examples = (example for one in loaded.examples for example in one)
+    prompts = tuple(example for example in examples if isinstance(example, PromptExample))
     loaded = dataclasses.replace(loaded, examples=[])  # trees are compact, rows are not
-    return Rows(role, tuple(stores), weights, tuple(reports), loaded, summary)
+    return Rows(role, tuple(stores), weights, tuple(reports), loaded, summary, prompts)
 
 
 def _tokenised(

@@ -47,8 +47,8 @@ def self_check(
     if head_of(stage.policy.model) is None:
         checks = _language_model_checks(stage, longest)
     else:
-        checks = [*score_checks(stage.policy, _sample(stage)), _gradients(stage)]
-        checks.append(longest_scored(stage.policy, longest))
+        checks = [*score_checks(stage.policy, _sample(stage)), *_token_checks(stage)]
+        checks += [_gradients(stage), longest_scored(stage.policy, longest)]
     if sum(p.numel() for p in stage.policy.model.parameters()) <= RELOAD_LIMIT:
         checks.append(_reload(save, scratch))
         if head_of(stage.policy.model) is not None and checks[-1].passed:
@@ -63,26 +63,33 @@ def self_check(
 
 
 def _language_model_checks(stage: Stage, longest: TokenTree) -> list[Check]:
+    checks = _token_checks(stage)
+    if isinstance(stage, PreferenceOptimisation):
+        with frozen(stage.policy.model):
+            checks += _reference(stage, TOLERANCE[next(stage.model.parameters()).dtype])
+    return [*checks, _gradients(stage), _longest(stage, longest)]
+
+
+def _token_checks(stage: Stage) -> list[Check]:
+    """Log-probs of a few rows, if they have trained tokens, on every path."""
     policy = stage.policy
     batch = pack(_sample(stage)).to(policy.device)
+    if not batch.target.numel():
+        return []
     tolerance = TOLERANCE[next(policy.model.parameters()).dtype]
     with frozen(policy.model):
         fused = policy.token_stats(batch).logp
-        checks = [
+        return [
             _model_logits(policy, batch, tolerance),
             *_layouts(policy, batch, fused, tolerance),
         ]
-        if isinstance(stage, PreferenceOptimisation):
-            checks += _reference(stage, tolerance)
-    return [*checks, _gradients(stage), _longest(stage, longest)]
 
 
 def _sample(stage: Stage) -> list[TokenTree]:
     """Trees of the first step, up to a few hundred tokens, at least one."""
     trees: list[TokenTree] = []
     used = 0
-    for row in stage.stream.rows(0):
-        tree = stage.stream.tree(row)
+    for tree in stage.first_trees():
         if trees and (used + tree.token_count > SAMPLE_TOKENS or len(trees) == 4):
             break
         trees.append(tree)
@@ -147,8 +154,8 @@ def _reference(stage: PreferenceOptimisation, tolerance: float) -> Iterator[Chec
 
 
 def _gradients(stage: Stage) -> Check:
-    """Every trainable tensor gets a finite gradient from a micro-batch of the first step."""
-    model = stage.policy.model
+    """Every trainable tensor gets a finite gradient from a micro-batch of every stream of step 1."""
+    model = stage.model
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     reached: set[str] = set()
     finite = True
@@ -156,14 +163,15 @@ def _gradients(stage: Stage) -> Check:
         micros = stage.micros(0)
         state = stage.state_dict()
         stage.prepare(0, micros)
-        smallest = min(
-            (micro for micro in micros if micro.stream == "main"),
-            key=lambda micro: micro.batch.ids.numel(),
-        )
-        outcome = stage.terms(smallest)
-        loss = torch.stack([t.weight * t.sum / max(t.count, 1.0) for t in outcome.terms]).sum()
-        finite = math.isfinite(loss.item())
-        loss.backward()
+        for stream in dict.fromkeys(micro.stream for micro in micros):
+            smallest = min(
+                (micro for micro in micros if micro.stream == stream),
+                key=lambda micro: micro.batch.ids.numel(),
+            )
+            terms = stage.terms(smallest).terms
+            loss = torch.stack([t.weight * t.sum / max(t.count, 1.0) for t in terms]).sum()
+            finite = finite and math.isfinite(loss.item())
+            loss.backward()
         stage.load_state_dict(state)  # running statistics did not see this
     for parameter in trainable.values():
         parameter.grad = None

@@ -41,9 +41,14 @@ def score_checks(policy: Policy, trees: Sequence[TokenTree]) -> Iterator[Check]:
 
 
 def longest_scored(policy: Policy, longest: TokenTree) -> Check:
-    """Forward and backward over the longest row."""
+    """Forward and backward over the longest row, its language-model loss included if it has one."""
     start = time.perf_counter()
-    policy.scores(pack([longest]).to(policy.device)).sum().backward()
+    batch = pack([longest]).to(policy.device)
+    if batch.target.numel():
+        scores, stats = policy.scores_and_stats(batch)
+        (scores.sum() - stats.logp.sum()).backward()
+    else:
+        policy.scores(batch).sum().backward()
     for parameter in policy.model.parameters():
         parameter.grad = None
     seconds = time.perf_counter() - start

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from trimtab.algorithms.policy import Policy
 from trimtab.algorithms.stream import TreeStream
 from trimtab.data.batch import TreeBatch
+from trimtab.data.trees import TokenTree
 from trimtab.training.algorithm import Micro, Outcome
 from trimtab.training.terms import Metric, Term
 
@@ -84,6 +85,10 @@ class Stage:
             micro.batch = micro.batch.to(self.policy.device)
             self.attach(micro)
         return found
+
+    def first_trees(self) -> Iterator[TokenTree]:
+        """Trees of the first step, for the self-check."""
+        return (self.stream.tree(row) for row in self.stream.rows(0))
 
     def attach(self, micro: Micro) -> None:
         """Add what the algorithm keeps about a micro-batch's rows (cached log-probs, say)."""

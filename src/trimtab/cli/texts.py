@@ -23,6 +23,11 @@ TRAINING: Mapping[str, VerbText] = MappingProxyType(
             "trimtab pretrain --dataset-name texts.jsonl --new-tokenizer.vocab-size 2048 "
             "--new-model.hidden-size 128",
         ),
+        "classify": VerbText(
+            "Fine-tune a language model to tell the classes of texts (GPT-1's fine-tune).",
+            "maximise L_FT + alpha L_GPT, L_FT = sum log softmax(h_m W_y)_y at an end token",
+            "trimtab classify --model-name-or-path runs/base --dataset-name labelled.jsonl",
+        ),
         "sft": VerbText(
             "Fine-tune a model on prompts with responses, or on chats.",
             "maximise the log-probability of the response tokens, given the prompt",
@@ -32,6 +37,24 @@ TRAINING: Mapping[str, VerbText] = MappingProxyType(
             "Train a reward model on preference pairs and rankings of K responses.",
             "minimise 1/C(K,2) sum over ranked pairs of -log sigmoid(r(x,y_w) - r(x,y_l))",
             "trimtab reward --model-name-or-path runs/sft --dataset-name pairs.jsonl",
+        ),
+        "ppo": VerbText(
+            "Align a model by RLHF: PPO with a critic, a KL penalty and (with mix) the ptx term.",
+            "maximise E[r(x,y) - beta log(pi/pi_SFT)] + gamma E_pretrain[log pi(x)]",
+            "trimtab ppo --model-name-or-path runs/sft --reward-model runs/reward --dataset-name "
+            "prompts.jsonl",
+        ),
+        "grpo": VerbText(
+            "Align a model without a critic: GRPO, or another group algorithm with --algorithm.",
+            "maximise E[min(ratio A, clip(ratio) A)] - beta KL, A = (r - mean of group) / std",
+            "trimtab grpo --model-name-or-path runs/sft --reward-funcs my_rewards.py:reward "
+            "--dataset-name prompts.jsonl",
+        ),
+        "rloo": VerbText(
+            "Align a model by REINFORCE with a leave-one-out baseline (RLOO).",
+            "maximise E[(R - mean of the others' R) log pi(y)], R = r - beta log(pi/pi_ref)",
+            "trimtab rloo --model-name-or-path runs/sft --reward-model runs/reward --dataset-name "
+            "prompts.jsonl",
         ),
         "dpo": VerbText(
             "Align a model on preferences: DPO, or any loss of the family with --loss.",

@@ -110,8 +110,10 @@ def _shown(value: Any) -> str:
 
 
 def _add_parameter(table: Table, key: Key, verb: Verb) -> None:
-    """A hyper-parameter, in verbs that stand for one loss."""
+    """A hyper-parameter, in verbs that stand for one loss; ``loss.file``, in those that do not."""
     if verb.loss is None:
+        if key.path == "loss.file":
+            table.add_row(_option(key, None), _meaning(key, None))
         return
     schema = loss_schemas()[verb.loss]
     name = key.path.removeprefix("loss.")

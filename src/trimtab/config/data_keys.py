@@ -17,7 +17,9 @@ from trimtab.config.values import (
     conflict,
 )
 
-RowKind = Literal["text", "chat", "prompt", "completion", "unpaired", "preference", "ranked"]
+RowKind = Literal[
+    "text", "labelled", "chat", "prompt", "completion", "unpaired", "preference", "ranked"
+]
 
 
 class Keys(BaseModel):

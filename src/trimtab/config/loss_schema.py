@@ -4,7 +4,7 @@
 classes. Keyword-only parameters with a default (of ``__init__``, for a class) are the recipe's
 keys; the other parameters name what the loss needs, and the annotation of ``policy`` says what it
 compares. ``losses/contract.py`` reads the same from the live objects; a test holds the two
-together.
+together. ``loss_file.py`` reads a user's own loss by the same rules.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LossSchema(NamedTuple):
     @property
     def needs_reference(self) -> bool:
         """Whether it compares with a reference model."""
-        return "reference" in self.needs
+        return bool(self.needs & {"reference", "sequence_kl", "mismatched_reference"})
 
     def refusal(self, key: str) -> str:
         """Why ``key`` is no hyper-parameter, and which one it may have been meant to be."""
@@ -75,17 +75,25 @@ def loss_schemas(folder: Path = LOSSES) -> Mapping[str, LossSchema]:
     for name, symbol in _registry(package).items():
         module, original = imports.get(symbol, ("__init__", symbol))
         tree = _parse(folder / f"{module}.py")
-        node = next(
-            (
-                n
-                for n in tree.body
-                if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name == original
-            ),
-            None,
-        )
+        node = definition(tree, original)
         assert node is not None, f"losses/{module}.py does not define {original}"
-        found[name] = _declaration(name, node)
+        try:
+            found[name] = declaration(name, node)
+        except Undeclared as error:
+            raise AssertionError(f"losses/{module}.py:{error.line}: {error}") from None
     return found
+
+
+def definition(tree: ast.Module, name: str) -> ast.FunctionDef | ast.ClassDef | None:
+    """The function or class of a module that ``name`` is bound to; the last one counts."""
+    return next(
+        (
+            node
+            for node in reversed(tree.body)
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name
+        ),
+        None,
+    )
 
 
 @functools.cache
@@ -118,7 +126,16 @@ def _imports(package: ast.Module) -> dict[str, tuple[str, str]]:
     }
 
 
-def _declaration(name: str, node: ast.FunctionDef | ast.ClassDef) -> LossSchema:
+class Undeclared(Exception):
+    """A definition that declares no loss: the line, and (as its text) why, with the remedy."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def declaration(name: str, node: ast.FunctionDef | ast.ClassDef) -> LossSchema:
+    """What a definition declares. Raises Undeclared where it declares no loss."""
     summary = (ast.get_docstring(node) or "").split("\n")[0]
     if isinstance(node, ast.FunctionDef):
         settings, calls = node, [node]
@@ -129,9 +146,20 @@ def _declaration(name: str, node: ast.FunctionDef | ast.ClassDef) -> LossSchema:
     parameters = _parameters(settings) if settings else {}
     needs = {a.arg for call in calls for a in _arguments(call)} - {"self"} - parameters.keys()
     policy = next((a for call in calls for a in _arguments(call) if a.arg == "policy"), None)
-    annotation = ast.unparse(policy.annotation) if policy and policy.annotation else ""
-    kind = _KINDS.get(annotation.rpartition(".")[2])
-    assert kind is not None, f"{name}: annotate policy with one of {', '.join(_KINDS)}"
+    if policy is None:
+        where = "" if isinstance(node, ast.FunctionDef) else "its own __call__ with "
+        raise Undeclared(
+            node.lineno,
+            f"{name}: needs {where}a parameter policy, annotated with one of {', '.join(_KINDS)}",
+        )
+    written = ast.unparse(policy.annotation).strip("'\"") if policy.annotation else ""
+    kind = _KINDS.get(written.rpartition(".")[2])
+    if kind is None:
+        raise Undeclared(
+            policy.lineno,
+            f"{name}: annotate its parameter policy with one of {', '.join(_KINDS)}"
+            + (f", not {written}" if written else ""),
+        )
     return LossSchema(name, kind, parameters, frozenset(needs), summary)
 
 
@@ -144,10 +172,25 @@ def _parameters(function: ast.FunctionDef) -> dict[str, LossParameter]:
     for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
         if default is None:
             continue
-        value = ast.literal_eval(default)
+        try:
+            value = ast.literal_eval(default)
+        except ValueError:
+            raise Undeclared(
+                default.lineno,
+                f"{argument.arg}: its default {ast.unparse(default)} has to be a plain number, "
+                "text, true, false or None: it is read without running the file",
+            ) from None
         node = argument.annotation
         written = ast.unparse(node) if node is not None else type(value).__name__
-        found[argument.arg] = LossParameter(written, _type_of(written), value)
+        try:
+            kind = _type_of(written)
+        except (TypeError, ValueError, SyntaxError):
+            raise Undeclared(
+                argument.lineno,
+                f"{argument.arg}: a hyper-parameter of type {written} cannot stand in a recipe; "
+                "use float, int, bool, str, Literal, or one of them | None",
+            ) from None
+        found[argument.arg] = LossParameter(written, kind, value)
     return found
 
 
@@ -165,18 +208,20 @@ def _read_type(node: ast.expr) -> Any:
             return _TYPES[name]
         case ast.Constant(value=None):
             return None
+        case ast.Constant(value=str(text)):
+            return _type_of(text)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return Union[_read_type(left), _read_type(right)]  # noqa: UP007 - at run time
         case ast.Subscript(value=ast.Name(id="Literal"), slice=words):
             return Literal[ast.literal_eval(words)]
         case _:
-            raise AssertionError(
-                f"a loss's hyper-parameter cannot be of type {ast.unparse(node)} in a recipe"
-            )
+            raise TypeError(ast.unparse(node))
 
 
 def read_parameter(key: str, parameter: LossParameter, value: Any) -> Any:
     """``value`` as the hyper-parameter's type; ``key`` is for the message."""
+    if value in ("null", "~") and type(None) in get_args(parameter.type):
+        value = None  # as a command line writes it
     try:
         return TypeAdapter(parameter.type).validate_python(value)
     except ValidationError:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from trimtab.config.command_line import read_line
 from trimtab.config.hints import CONTROLS
 from trimtab.config.inert import refuse_inert
-from trimtab.config.loss_schema import loss_schema
+from trimtab.config.loss_choice import choose_loss
 from trimtab.config.merge import COMMAND_LINE, Flat, Given, flatten, lay_over, nest, read_text
 from trimtab.config.messages import one_line
 from trimtab.config.recipes import PreferenceRecipe, PretrainRecipe, TrainRecipe
@@ -153,12 +153,13 @@ def _resolved(verb: Verb, sources: Sequence[Flat], control: Control) -> Resolved
     given = lay_over([source.values for source in sources], keys)
     defaults: dict[str, Given] = {}
     if issubclass(verb.recipe, PreferenceRecipe):
-        loss = _choose_loss(verb, sources, given)
+        loss = choose_loss(verb, [source.values for source in sources], given)
         defaults = {
             key: Given(value, f"{DEFAULT} of {loss}", {})
             for key, value in LOSS_DEFAULTS.get(loss, {}).items()
         }
-        defaults["loss.name"] = Given(loss, f"{DEFAULT} of {verb.name}", {})
+        if "loss.file" not in given:
+            defaults["loss.name"] = Given(loss, f"{DEFAULT} of {verb.name}", {})
     merged = lay_over([defaults, given], keys)
     recipe = _validate(verb, merged)
     refuse_inert(recipe, {path: entry.where for path, entry in given.items()})
@@ -190,36 +191,6 @@ def _validate(verb: Verb, merged: Mapping[str, Given]) -> TrainRecipe:
         raise RecipeError(one_line(error, verb.recipe, where)) from None
 
 
-def _choose_loss(verb: Verb, sources: Sequence[Flat], given: Mapping[str, Given]) -> str:
-    """The loss, and a refusal where hyper-parameters were written for another one."""
-    standard = verb.loss or "dpo"
-    named = given.get("loss.name")
-    if named is None:
-        return standard
-    loss = str(named.value)
-    if verb.loss is not None and loss != verb.loss:
-        raise RecipeError(
-            f"loss: trimtab {verb.name} trains {verb.loss}, not {loss!r} ({named.where}); use "
-            f"trimtab dpo --loss {loss}"
-        )
-    if loss_schema(loss) is None:
-        return loss  # the recipe's own check names the losses there are
-    meant_for = standard
-    for source in sources:
-        if "loss.name" in source.values:
-            meant_for = str(source.values["loss.name"].value)
-        for path, entry in source.values.items():
-            if not path.startswith("loss.") or path == "loss.name" or meant_for == loss:
-                continue
-            if given[path] is entry:
-                name = path.removeprefix("loss.")
-                raise RecipeError(
-                    f"{path}: {entry.value} was meant for {meant_for} ({entry.where}), and the "
-                    f"loss is {loss} ({named.where}); give --loss.{name} for {loss}, or take it out"
-                )
-    return loss
-
-
 def _provenance(recipe: TrainRecipe, merged: Mapping[str, Given]) -> dict[str, str]:
     """Where the value of every key came from that the recipe has."""
     found: dict[str, str] = {}
@@ -229,12 +200,15 @@ def _provenance(recipe: TrainRecipe, merged: Mapping[str, Given]) -> dict[str, s
         if path == "loss" or (leaf and value is None):
             continue
         if group == "loss":
-            if leaf != "name" and leaf not in value.parameters:
+            if leaf not in value.model_dump():
                 continue
         elif key.shape == "group" and value is not None:
             continue
         inside = [entry.where for p, entry in merged.items() if p.startswith(f"{path}.")]
         found[path] = merged[path].where if path in merged else (inside or [DEFAULT])[-1]
+    if isinstance(recipe, PreferenceRecipe):  # a user's own loss has keys that no table knows
+        for path in (f"loss.{name}" for name in recipe.loss.parameters):
+            found.setdefault(path, merged[path].where if path in merged else DEFAULT)
     return found
 
 

@@ -131,7 +131,8 @@ def _scalar(value: Any) -> str:
         return re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))
     if isinstance(value, int):
         return str(value)
-    if re.fullmatch(r"[A-Za-z_./][\w./+@=-]*", value, re.ASCII) and yaml.safe_load(value) == value:
+    plain = re.fullmatch(r"[A-Za-z_./][\w./+@=-]*", value, re.ASCII)
+    if plain and not value.startswith("...") and yaml.safe_load(value) == value:  # ... ends a text
         return value
     return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=2**30).strip()
 
@@ -181,7 +182,8 @@ def difference(old: Resolved | str, new: Resolved | str) -> list[str]:
     try:
         old = load_text(old) if isinstance(old, str) else old
     except RecipeError as error:
-        return [f"the old recipe is of another version of trimtab ({error})"]
+        whose = "trimtab" if getattr(new.recipe, "loss", None) is None else "trimtab or of its loss"
+        return [f"the old recipe is of another version of {whose} ({error})"]
     lines = [] if old.verb == new.verb else [f"verb: {old.verb} there, {new.verb} here"]
     there, here = old.recipe.model_dump(), new.recipe.model_dump()
     for key in [*there, *(k for k in here if k not in there)]:

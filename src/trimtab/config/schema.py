@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from trimtab.config.data_keys import DataKeys, LengthKeys
 from trimtab.config.keys import AdapterKeys, MixKeys, ModelKeys, OptimiserKeys, RunKeys
 from trimtab.config.loss_schema import LossParameter, loss_schemas
+from trimtab.config.on_policy_recipe import RolloutKeys
 from trimtab.config.recipes import LossChoice, PreferenceRecipe, TrainRecipe
 from trimtab.config.values import Label
 
@@ -59,9 +60,10 @@ def loss_keys(recipe: type[TrainRecipe]) -> Mapping[str, str]:
 
 
 def _groups(recipe: type[TrainRecipe]) -> list[tuple[str, type[BaseModel]]]:
-    own = [(recipe.TITLE, recipe)] if "TITLE" in vars(recipe) else []
-    length = [LengthKeys] if issubclass(recipe, LengthKeys) else []
-    before = [ModelKeys, DataKeys, *length]
+    lines = [c for c in recipe.__mro__ if issubclass(c, TrainRecipe) and "TITLE" in vars(c)]
+    own = [(recipe.TITLE, line) for line in lines]
+    more = [group for group in (LengthKeys, RolloutKeys) if issubclass(recipe, group)]
+    before = [ModelKeys, DataKeys, *more]
     after = [OptimiserKeys, AdapterKeys, MixKeys, RunKeys]
     return [
         *((group.TITLE, group) for group in before),
@@ -89,6 +91,8 @@ def _expand(path: str, field: FieldInfo, title: str) -> Iterator[Key]:
 
 def _loss_keys(title: str) -> Iterator[Key]:
     yield Key("loss.name", "scalar", False, "|".join(loss_schemas()), "dpo", "Name.", title)
+    about = LossChoice.model_fields["file"].description or ""
+    yield Key("loss.file", "scalar", True, "FILE.py:FUNCTION", None, about, title)
     merged: dict[str, list[tuple[str, LossParameter]]] = {}
     for schema in loss_schemas().values():
         for name, parameter in schema.parameters.items():

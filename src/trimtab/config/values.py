@@ -101,6 +101,23 @@ def _split(value: Any) -> Any:
     return value if words is None else [word for part in words for word in _split(part)]
 
 
+def _class_names(value: Any) -> Any:
+    """Classes are known by their texts; whole numbers where all of them are."""
+    items = as_list(_split(value))
+    if items is None:
+        return value
+    names = [str(item).strip() for item in items]
+    if len(names) < 2:
+        refuse("is not a list of classes: there must be two of them or more")
+    for name in names:
+        if not name:
+            refuse("holds an empty class")
+        if names.count(name) > 1:
+            refuse(f"names {name!r} twice")
+    numbers = all(re.fullmatch(r"-?(0|[1-9][0-9]{0,17})", name) for name in names)
+    return [int(name) for name in names] if numbers else names
+
+
 def _prompts(value: Any) -> Any:
     """A number of prompts, one prompt, or several; prompts hold commas, so nothing is split."""
     if isinstance(value, bool):
@@ -190,6 +207,9 @@ CountOrShare = Annotated[int | float, BeforeValidator(_count_or_share), Label("c
 
 TextList = Annotated[list[str], BeforeValidator(_split), Label("a,b,...")]
 """Words, as a list or separated by commas."""
+
+ClassNames = Annotated[list[int | str], BeforeValidator(_class_names), Label("a,b,...")]
+"""The classes of a classifier."""
 
 Prompts = Annotated[list[str] | int, BeforeValidator(_prompts), Label("number, or prompts")]
 """A number of prompts to take from the data, or the prompts."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from trimtab.config.classify_recipe import ClassifyRecipe
+from trimtab.config.on_policy_recipe import GroupRecipe, PpoRecipe, RlooRecipe
 from trimtab.config.recipes import PreferenceRecipe, PretrainRecipe, SftRecipe, TrainRecipe
 from trimtab.config.reward_recipe import RewardRecipe
 
@@ -23,8 +25,12 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         verb.name: verb
         for verb in (
             Verb("pretrain", PretrainRecipe),
+            Verb("classify", ClassifyRecipe),
             Verb("sft", SftRecipe),
             Verb("reward", RewardRecipe),
+            Verb("ppo", PpoRecipe),
+            Verb("grpo", GroupRecipe),
+            Verb("rloo", RlooRecipe),
             Verb("dpo", PreferenceRecipe),
             Verb("simpo", PreferenceRecipe, loss="simpo"),
             Verb("orpo", PreferenceRecipe, loss="orpo"),

@@ -15,12 +15,12 @@ _OTHER_NAMES = {
     "completion": "response answer output target solution reply assistant chosen",
     "chosen": "good better preferred accepted winner win best chosen_response y_w",
     "rejected": "bad worse dispreferred loser lose worst rejected_response y_l",
-    "text": "content document body story article passage",
+    "text": "content document body story article passage sentence review",
     "messages": "dialogue dialog chat turns conversation conversations",
     "responses": "answers completions candidates outputs generations",
     "ranks": "rank ranking rankings order",
     "scores": "score rewards reward ratings rating correct",
-    "label": "labels desirable thumbs_up liked kto_tag is_good good",
+    "label": "labels desirable thumbs_up liked kto_tag is_good good class category sentiment",
 }
 
 

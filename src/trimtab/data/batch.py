@@ -68,6 +68,7 @@ class TreeBatch:
     tree_weight       [R] float32
     ranks, scores     [N] float32 or None
     labels            [N] bool or None
+    classes           [N] int64 or None
     origins           R
     """
 
@@ -88,6 +89,7 @@ class TreeBatch:
     ranks: Tensor | None
     scores: Tensor | None
     labels: Tensor | None
+    classes: Tensor | None
     origins: tuple[Origin, ...]
     trees: tuple[TokenTree, ...]
 
@@ -195,6 +197,7 @@ def pack(trees: Sequence[TokenTree]) -> TreeBatch:
         ranks=_per_branch(trees, "ranks", torch.float32),
         scores=_per_branch(trees, "scores", torch.float32),
         labels=_per_branch(trees, "labels", torch.bool),
+        classes=_per_branch(trees, "classes", torch.int64),
         origins=tuple(tree.origin for tree in trees),
         trees=tuple(trees),
     )

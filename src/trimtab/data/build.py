@@ -16,6 +16,7 @@ from trimtab.data.rows import (
     CompletionExample,
     Example,
     Kind,
+    LabelledExample,
     Message,
     PreferenceExample,
     PromptExample,
@@ -30,6 +31,7 @@ Row = dict[str, Any]
 # The columns a kind reads; all others of a row become extras.
 FIELDS: dict[Kind, tuple[str, ...]] = {
     "text": ("text",),
+    "labelled": ("text", "label"),
     "chat": ("messages",),
     "prompt": ("prompt",),
     "completion": ("prompt", "completion"),
@@ -47,6 +49,7 @@ REQUIRED: tuple[tuple[Kind, tuple[str, ...]], ...] = (
     ("unpaired", ("prompt", "completion", "label")),
     ("completion", ("prompt", "completion")),
     ("chat", ("messages",)),
+    ("labelled", ("text", "label")),
     ("text", ("text",)),
     ("prompt", ("prompt",)),
 )
@@ -113,6 +116,12 @@ def _alike(prompt: Text, replies: list[Text]) -> tuple[Text, list[Text]]:
 
 def _text(row: Row, common: Common) -> Example:
     return TextExample(**common, text=fields.plain(fields.required(row, "text"), "text"))
+
+
+def _labelled(row: Row, common: Common) -> Example:
+    text = fields.plain(fields.required(row, "text"), "text")
+    label = fields.label(fields.required(row, "label"), "label")
+    return LabelledExample(**common, text=text, label=label)
 
 
 def _chat(row: Row, common: Common) -> Example:
@@ -201,6 +210,7 @@ def _ranked(row: Row, common: Common) -> Example:
 
 _BUILDERS: dict[Kind, Callable[[Row, Common], Example]] = {
     "text": _text,
+    "labelled": _labelled,
     "chat": _chat,
     "prompt": _prompt,
     "completion": _completion,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -190,6 +191,27 @@ def flag(value: Any, name: str) -> bool:
     if not isinstance(value, bool):
         raise BadRow(name, "not true or false", f"found {found(value)}")
     return value
+
+
+def label(value: Any, name: str) -> int | str:
+    """A class: a whole number (1.0 is one, as tables with gaps write it) or text.
+
+    JSON's true and false are the names "true" and "false".
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return plain(value, name)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, int):
+        raise BadRow(name, "not a whole number or text", f"found {found(value)}")
+    return value
+
+
+def class_cell(value: str) -> int | str:
+    """A class in a table whose cells are all text: a number where it is written as one."""
+    return int(value) if re.fullmatch(r"-?(0|[1-9][0-9]{0,17})", value.strip()) else value
 
 
 def tools(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:

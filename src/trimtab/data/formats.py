@@ -10,6 +10,7 @@ that lacks a field is a bad row, never a row of another kind. Columns are TRL's 
     unpaired      prompt, completion, label
     completion    prompt, completion
     chat          messages
+    labelled      text, label
     text          text
     prompt        prompt
     any           -                                      weight, tools
@@ -53,7 +54,10 @@ class Plan:
         """
         row = _ours(row, self.columns)
         if textual:
+            cell = row.get("label")
             row = fields.from_cells(row)
+            if self.kind == "labelled" and isinstance(cell, str):
+                row["label"] = fields.class_cell(cell)
         for conversion in self.conversions:
             row = conversion.convert(row)
         example = build.build(row, self.kind, origin)

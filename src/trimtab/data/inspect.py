@@ -22,6 +22,7 @@ from trimtab.data.rows import (
     ChatExample,
     CompletionExample,
     Example,
+    LabelledExample,
     PreferenceExample,
     PromptExample,
     RankedExample,
@@ -277,7 +278,7 @@ def _characters(example: Example) -> int:
         return sum(len(str(message.get("content") or "")) for message in text)
 
     match example:
-        case TextExample():
+        case TextExample() | LabelledExample():
             return len(example.text)
         case ChatExample():
             return size(example.messages)

@@ -9,6 +9,7 @@ A text is a plain string, or a list of messages as chat templates take them:
 
     kind          class               columns
     text          TextExample         text
+    labelled      LabelledExample     text, label
     chat          ChatExample         messages
     prompt        PromptExample       prompt
     completion    CompletionExample   prompt, completion
@@ -26,7 +27,9 @@ from trimtab.data.trees import Origin
 
 Message: TypeAlias = dict[str, Any]
 Text: TypeAlias = str | list[Message]
-Kind = Literal["text", "chat", "prompt", "completion", "unpaired", "preference", "ranked"]
+Kind = Literal[
+    "text", "labelled", "chat", "prompt", "completion", "unpaired", "preference", "ranked"
+]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -51,6 +54,14 @@ class TextExample(Example):
     """A document; ``text`` is not blank."""
 
     text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledExample(Example):
+    """A text and the class that it belongs to: a whole number, or a name."""
+
+    text: str
+    label: int | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +126,8 @@ def kind_of(example: Example) -> Kind:
     match example:
         case TextExample():
             return "text"
+        case LabelledExample():
+            return "labelled"
         case ChatExample():
             return "chat"
         case PromptExample():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,7 @@ def load_examples(
     max_bad_rows: float = 0.01,
     quarantine_path: Path | None = None,
     seed: int = 0,
+    check: Callable[[Example], None] | None = None,
 ) -> Loaded:
     """Read all rows of all sources.
 
@@ -62,6 +63,7 @@ def load_examples(
             a count.
         quarantine_path: Where bad rows are written; None: nowhere, they are only counted.
         seed: Chooses the rows of a source with a ``fraction``.
+        check: Raises ``BadRow`` for an example that the stage cannot use (``labels.Labels.check``).
 
     Raises:
         DataError: a source that is not there, cannot be read, has no rows, rows of a kind that is
@@ -76,7 +78,7 @@ def load_examples(
             located = locate(spec)
             account = SourceReport(spec.path)
             report.sources.append(account)
-            rows = _Source(spec, located, account, quarantine, accept).read(max_rows)
+            rows = _Source(spec, located, account, quarantine, accept, check).read(max_rows)
             rows = _fraction(rows, spec, seed, _FRACTIONS - index, account)
             account.used = len(rows)
             examples.append([example for row in rows for example in row])
@@ -98,12 +100,14 @@ class _Source:
         account: SourceReport,
         quarantine: Quarantine,
         accept: Collection[str] | None,
+        check: Callable[[Example], None] | None,
     ) -> None:
         self.spec = spec
         self.located = located
         self.account = account
         self.quarantine = quarantine
         self.accept = accept
+        self.check = check
 
     def read(self, max_rows: int | None) -> list[Sequence[Example]]:
         """The examples of every good row."""
@@ -119,7 +123,7 @@ class _Source:
         for part, record in itertools.chain(head, records):
             self.account.rows_in += 1
             try:
-                rows.append(_examples(plan, part, record))
+                rows.append(_examples(plan, part, record, self.check))
             except BadRow as problem:
                 self.quarantine.add(self.account, part.name, record.line, problem, record.raw)
         self.account.used = len(rows)
@@ -165,11 +169,21 @@ class _Source:
         self.account.notices.append(f"{self.spec.path}: {text}")
 
 
-def _examples(plan: Plan | None, part: Part, record: Record) -> Sequence[Example]:
+def _examples(
+    plan: Plan | None,
+    part: Part,
+    record: Record,
+    check: Callable[[Example], None] | None,
+) -> Sequence[Example]:
     if record.problem is not None:
         raise record.problem
     assert record.row is not None and plan is not None
-    return plan.examples(record.row, Origin(part.name, record.line), textual=record.textual)
+    origin = Origin(part.name, record.line)
+    examples = plan.examples(record.row, origin, textual=record.textual)
+    if check is not None:
+        for example in examples:
+            check(example)
+    return examples
 
 
 def _fraction(

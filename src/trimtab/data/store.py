@@ -7,8 +7,8 @@ A tree is a run of segments, its trunk and then its branches, and a segment is a
     tree      int64 [R+1]   segments of tree r:   tree[r] (its trunk) to tree[r + 1]
     compare   int64 [R+1]   comparisons of tree r
 
-Branch columns (ranks, scores, labels) have an entry for every segment, unused ones 0; ``has`` says
-which of the three a tree has (bits 1, 2, 4).
+Branch columns (ranks, scores, labels, classes) have an entry for every segment, unused ones 0;
+``has`` says which of the four a tree has (bits 1, 2, 4, 8).
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ _DTYPES: dict[str, str] = {
     "ranks": "float64",
     "scores": "float64",
     "labels": "uint8",
+    "classes": "int32",
     "has": "uint8",
     "weight": "float64",
     "source": "int32",
     "row": "int64",
     "part": "int32",
 }
-_RANKS, _SCORES, _LABELS = 1, 2, 4
+_HAS = {"ranks": 1, "scores": 2, "labels": 4, "classes": 8}
 
 
 class TreeStore(Sequence[TokenTree]):
@@ -142,8 +143,8 @@ class TreeStore(Sequence[TokenTree]):
         ]
         has = int(columns["has"][index])
 
-        def branch_column(name: str, bit: int) -> tuple[Any, ...]:
-            return tuple(columns[name][first + 1 : last].tolist()) if has & bit else ()
+        def branch_column(name: str) -> tuple[Any, ...]:
+            return tuple(columns[name][first + 1 : last].tolist()) if has & _HAS[name] else ()
 
         return TokenTree(
             segments[0],
@@ -154,10 +155,11 @@ class TreeStore(Sequence[TokenTree]):
                 int(columns["row"][index]),
                 int(columns["part"][index]),
             ),
-            branch_column("ranks", _RANKS),
-            branch_column("scores", _SCORES),
-            tuple(bool(label) for label in branch_column("labels", _LABELS)),
+            branch_column("ranks"),
+            branch_column("scores"),
+            tuple(bool(label) for label in branch_column("labels")),
             float(columns["weight"][index]),
+            branch_column("classes"),
         )
 
     def _comparisons(self, index: int) -> tuple[Comparison, ...]:
@@ -182,7 +184,8 @@ class _Builder:
 
     def add(self, tree: TokenTree) -> None:
         arrays = self.arrays
-        for column in (tree.ranks, tree.scores, tree.labels):
+        given = {name: getattr(tree, name) for name in _HAS}
+        for column in given.values():
             assert len(column) in (0, len(tree.branches)), f"{tree.origin}: a value for each branch"
         for segment in (tree.trunk, *tree.branches):
             assert len(segment.ids) == len(segment.trained), tree.origin
@@ -191,13 +194,9 @@ class _Builder:
             arrays["segment"].append(len(arrays["ids"]))
         arrays["tree"].append(len(arrays["segment"]) - 1)
         blank = (0,) * len(tree.branches)
-        for name, values in (
-            ("ranks", tree.ranks), ("scores", tree.scores), ("labels", tree.labels)
-        ):  # fmt: skip
+        for name, values in given.items():
             arrays[name].extend((0, *(values or blank)))
-        arrays["has"].append(
-            _RANKS * bool(tree.ranks) | _SCORES * bool(tree.scores) | _LABELS * bool(tree.labels)
-        )
+        arrays["has"].append(sum(bit for name, bit in _HAS.items() if given[name]))
         for comparison in tree.comparisons:
             arrays["winner"].append(comparison.winner)
             arrays["loser"].append(comparison.loser)

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 from trimtab.data.chat import ChatRenderer, Rendered
 from trimtab.data.chat_template import RowProblem
-from trimtab.data.chat_tokens import Steps, shared_length
+from trimtab.data.chat_tokens import Steps, name_of, shared_length
+from trimtab.data.labels import ClassName, place_of
 from trimtab.data.rows import (
     ChatExample,
     CompletionExample,
     Example,
+    LabelledExample,
     Message,
     PreferenceExample,
     PromptExample,
@@ -39,7 +41,7 @@ from trimtab.data.tokenise_trees import (
     windows,
 )
 from trimtab.data.trees import Comparison
-from trimtab.errors import RecipeError
+from trimtab.errors import DataError, RecipeError
 
 Masked: TypeAlias = tuple[list[int], list[bool]]
 
@@ -61,6 +63,8 @@ class TokeniseOptions:
     unpaired            preference rows get labels: chosen True, rejected False
     group_by_prompt     rows with the same prompt become one tree
     scored              for reward models: nothing is trained, a row's comparisons share its weight
+                        (and for classes where the language-model loss has no weight)
+    classes             of labelled rows, in the order of their numbers
     margins             of comparisons: the row's own margin, differences of its scores, or none
     margin_scale        factor of all margins
     """
@@ -76,6 +80,7 @@ class TokeniseOptions:
     unpaired: bool = False
     group_by_prompt: bool = False
     scored: bool = False
+    classes: tuple[ClassName, ...] = ()
     margins: Margins = "column"
     margin_scale: float = 1.0
 
@@ -124,6 +129,8 @@ class RowRules:
                 return (yield from self.windows(example, self.options.context_length))
             case TextExample():
                 drafts = [(yield from self.text(example))]
+            case LabelledExample():
+                drafts = [(yield from self.labelled(example))]
             case ChatExample():
                 drafts = yield from self.chat(example)
             case PromptExample():
@@ -171,6 +178,24 @@ class RowRules:
         (encoding,) = yield [example.text]
         ids = self.encoder.with_prefix(encoding.ids)
         return self._all_trained(example, self.encoder.with_eos(ids, self.renderer.stop_ids))
+
+    def labelled(self, example: LabelledExample) -> Steps[Draft]:
+        """A text as above, always with an end token behind it, which stays whatever is cut.
+
+        The class is read there: a state that has seen the whole text and stands for no word of it.
+        """
+        if self.encoder.eos is None:
+            raise DataError(
+                f"tokenizer {name_of(self.encoder.tokenizer)}: it has no end token (eos_token), at "
+                "which the class of a text is read; set eos_token in its tokenizer_config.json"
+            )
+        (encoding,) = yield [example.text]
+        ids = [*self.encoder.with_prefix(encoding.ids), self.encoder.eos]
+        draft = self._all_trained(example, ids)
+        draft.ending = 1
+        if self.options.classes:
+            draft.classes = (place_of(example.label, self.options.classes),)
+        return draft
 
     def chat(self, example: ChatExample) -> Steps[list[Draft]]:
         """A conversation: one tree, or one for each assistant turn."""

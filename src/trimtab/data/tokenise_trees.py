@@ -37,6 +37,7 @@ class Draft:
     """A tree before truncation: ids of the prompt, and ids with masks of its continuations.
 
     ``unscored`` counts what would be trained but starts the text, with nothing to predict it.
+    ``ending`` is how many of a continuation's last tokens stay when it is cut to length.
     """
 
     origin: Origin
@@ -47,8 +48,10 @@ class Draft:
     ranks: tuple[float, ...] = ()
     scores: tuple[float, ...] = ()
     labels: tuple[bool, ...] = ()
+    classes: tuple[int, ...] = ()
     train_trunk: bool = False
     unscored: int = 0
+    ending: int = 0
 
 
 class Planted(NamedTuple):
@@ -64,21 +67,25 @@ class Planted(NamedTuple):
 
 
 def plant(draft: Draft, limits: Limits) -> Planted:
-    """Truncate, check and freeze: first the prompt is cut, then each branch from the right.
+    """Truncate, check and freeze: first the prompt is cut, then each branch before its ending.
 
     No length is ever negative: a prompt that leaves no room is a ``RowProblem``, as are branches
     with nothing trained left and pairs that have become the same.
     """
     prompt = cut_prompt(draft.prompt, limits)
     room = None if limits.max_length is None else limits.max_length - len(prompt)
-    if room is not None and (room < 0 or (room == 0 and draft.branches)):
+    if room is not None and (room < 0 or (room <= draft.ending and draft.branches)):
         raise RowProblem(NO_ROOM, f"{len(prompt)} tokens, max_length {limits.max_length}")
     branches: list[Branch] = []
     branches_cut, unscored = 0, draft.unscored
     for ids, trained in draft.branches:
         cut = room is not None and len(ids) > room
         branches_cut += cut
-        kept_ids, kept = (ids[:room], trained[:room]) if cut else (ids, trained)
+        kept_ids, kept = ids, trained
+        if cut and room is not None:
+            gone = slice(room - draft.ending, len(ids) - draft.ending)
+            kept_ids, kept = list(ids), list(trained)
+            del kept_ids[gone], kept[gone]
         if not prompt and kept and kept[0]:
             kept = [False, *kept[1:]]
             unscored += 1
@@ -99,6 +106,7 @@ def plant(draft: Draft, limits: Limits) -> Planted:
         draft.scores,
         draft.labels,
         draft.weight,
+        draft.classes,
     )
     return Planted(tree, len(prompt) < len(draft.prompt), branches_cut, unscored)
 
@@ -203,10 +211,10 @@ def windows(
 def group_by_prompt(trees: Sequence[TokenTree]) -> list[TokenTree]:
     """One tree for each distinct trunk, in the order of first appearance.
 
-    A response that several rows have becomes one branch, and their comparisons point at it. Scores
-    and labels are kept when every row has them and equal responses agree; ranks are those of the
-    scores then, since the ranks of different rows say nothing about each other. A tree's weight is
-    that of its first row; the comparisons keep their own.
+    A response that several rows have becomes one branch, and their comparisons point at it. Scores,
+    labels and classes are kept when every row has them and equal responses agree; ranks are those
+    of the scores then, since the ranks of different rows say nothing about each other. A tree's
+    weight is that of its first row; the comparisons keep their own.
     """
     groups: dict[Branch, list[TokenTree]] = {}
     for tree in trees:
@@ -224,12 +232,14 @@ def _merge(group: Sequence[TokenTree]) -> TokenTree:
         ]
     scores = _agreed([(t.branches, t.scores) for t in group], index)
     labels = _agreed([(t.branches, t.labels) for t in group], index)
+    classes = _agreed([(t.branches, t.classes) for t in group], index)
     return group[0]._replace(
         branches=tuple(index),
         comparisons=tuple(comparisons),
         ranks=ranks_of(scores) if scores else (),
         scores=tuple(scores),
         labels=tuple(bool(label) for label in labels),
+        classes=tuple(int(number) for number in classes),
     )
 
 

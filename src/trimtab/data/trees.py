@@ -48,8 +48,9 @@ class TokenTree(NamedTuple):
     """``[trunk | branch 1 | ... | branch K]``: each branch continues the trunk, none a sibling.
 
     The last trunk token predicts the first token of every branch, so a trunk is never empty when
-    the first token of a branch is trained. ``ranks`` (1 = best, ties allowed), ``scores`` and
-    ``labels`` (KTO: wanted or not) have one entry a branch, or none at all.
+    the first token of a branch is trained. ``ranks`` (1 = best, ties allowed), ``scores``,
+    ``labels`` (KTO: wanted or not) and ``classes`` (numbers of labels, from 0) have one entry a
+    branch, or none at all.
     """
 
     trunk: Branch
@@ -60,6 +61,7 @@ class TokenTree(NamedTuple):
     scores: tuple[float, ...] = ()
     labels: tuple[bool, ...] = ()
     weight: float = 1.0
+    classes: tuple[int, ...] = ()
 
     @property
     def token_count(self) -> int:

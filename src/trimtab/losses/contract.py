@@ -17,8 +17,10 @@ mismatched_reference   SequenceLogprobs                      the same rows under
 generator              torch.Generator                       for random draws, one per step
 =====================  ====================================  =====================================
 
-``prepare`` gives None, or weights of the step's pairs. A loss that changes over steps has
-``state_dict`` and ``load_state_dict`` of plain floats.
+Margins and KLs are those of pairs, labels those of unpaired losses; the last three are for
+``prepare``, which gives None or weights of the step's pairs. A loss that changes over steps has
+``state_dict`` and ``load_state_dict`` of plain floats, and starts from an instance that has
+prepared nothing: evaluation calls such a one.
 """
 
 from __future__ import annotations
@@ -31,22 +33,31 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from trimtab.losses.types import Pair, PairValues, Ranking, SequenceLogprobs
+from trimtab.losses.types import (
+    Pair,
+    PairValues,
+    PreferenceTerms,
+    Ranking,
+    RankingTerms,
+    SequenceLogprobs,
+    UnpairedTerms,
+)
 
 Kind = Literal["pair", "unpaired", "ranking"]
 KINDS: dict[str, Kind] = {"Pair": "pair", "SequenceLogprobs": "unpaired", "Ranking": "ranking"}
-INPUTS = frozenset(
-    {
-        "policy",
-        "reference",
-        "sequence_kl",
-        "margins",
-        "labels",
-        "mismatched_policy",
-        "mismatched_reference",
-        "generator",
-    }
-)
+CALL_INPUTS: dict[Kind, frozenset[str]] = {
+    "pair": frozenset({"policy", "reference", "sequence_kl", "margins"}),
+    "unpaired": frozenset({"policy", "reference", "labels"}),
+    "ranking": frozenset({"policy", "reference"}),
+}
+STEP_INPUTS = frozenset({"mismatched_policy", "mismatched_reference", "generator"})
+INPUTS = frozenset.union(STEP_INPUTS, *CALL_INPUTS.values())
+TERMS: dict[Kind, type[PreferenceTerms | UnpairedTerms | RankingTerms]] = {
+    "pair": PreferenceTerms,
+    "unpaired": UnpairedTerms,
+    "ranking": RankingTerms,
+}
+_UNITS: dict[Kind, str] = {"pair": "pair", "unpaired": "response", "ranking": "ranking"}
 
 
 class LossSpec(NamedTuple):
@@ -66,45 +77,117 @@ def describe(name_or_callable: str | Callable[..., Any]) -> LossSpec:
     ValueError where a parameter is neither an input known here nor a hyper-parameter.
     """
     loss = _look_up(name_or_callable)
-    name = name_or_callable if isinstance(name_or_callable, str) else loss.__name__
+    named = isinstance(name_or_callable, str)
+    name = name_or_callable if named else getattr(loss, "__name__", type(loss).__name__)
     is_class = inspect.isclass(loss)
     call: Any = loss.__call__ if is_class else loss
     settings: Any = loss.__init__ if is_class else loss
+    if settings is object.__init__:  # a class without one of its own
+        settings = _nothing
     prepare: Any = getattr(loss, "prepare", None)
     parameters = list(_parameters(call))
     policy = next((p for p in parameters if p.name == "policy"), None)
     annotation = getattr(policy, "annotation", None)
-    kind = KINDS.get(getattr(annotation, "__name__", str(annotation)))
+    written = str(getattr(annotation, "__name__", annotation)).rpartition(".")[2]
+    kind = KINDS.get(written)
     if kind is None:
         raise ValueError(f"{name}: annotate its parameter policy with one of {', '.join(KINDS)}")
+    if is_class:
+        _only_hyperparameters(name, _parameters(settings))
+    # A KL over the vocabulary is computed with the gradient, which comes after ``prepare``.
+    of_step = CALL_INPUTS[kind] - {"sequence_kl"} | STEP_INPUTS
     return LossSpec(
         name,
         kind,
-        needs=_inputs(name, parameters),
-        prepare_needs=_inputs(name, _parameters(prepare)) if prepare else frozenset(),
+        needs=_inputs(name, kind, parameters, CALL_INPUTS[kind]),
+        prepare_needs=_inputs(f"{name}.prepare", kind, _parameters(prepare), of_step)
+        if prepare
+        else frozenset(),
         hyperparameters={p.name: p.default for p in _parameters(settings) if _has_default(p)},
         stateful=hasattr(loss, "state_dict"),
     )
 
 
-def bind(name: str, hyperparameters: Mapping[str, Any]) -> Callable[..., Any]:
-    """The registered loss with its hyper-parameters set; call it with its ``needs`` by name.
+def bind(
+    name_or_callable: str | Callable[..., Any], hyperparameters: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """The loss with its hyper-parameters set; call it with its ``needs`` by name.
 
-    ValueError for an unknown hyper-parameter or an impossible value: the loss is tried on made-up
-    inputs here, before anybody loads a weight.
+    ValueError for an unknown hyper-parameter or an impossible value, and for a loss that does not
+    give what it has to: it is tried on made-up inputs here, before anybody loads a weight.
     """
-    spec = describe(name)
+    spec = describe(name_or_callable)
     for key in hyperparameters:
         if key not in spec.hyperparameters:
-            known = ", ".join(spec.hyperparameters)
-            raise ValueError(f"{key}: {name} has no such hyper-parameter, only {known}")
-    loss = _look_up(name)
+            known = ", ".join(spec.hyperparameters) or "none at all"
+            raise ValueError(f"{key}: {spec.name} has no such hyper-parameter, only {known}")
+    loss = _look_up(name_or_callable)
     bound: Any = functools.partial(loss, **hyperparameters)
-    if inspect.isclass(loss):
-        bound = bound()
-    inputs = example(spec)
-    bound(**{key: inputs[key] for key in spec.needs})
-    return bound
+    is_class = inspect.isclass(loss)
+    try_out(spec, bound() if is_class else bound)
+    return bound() if is_class else bound
+
+
+def try_out(spec: LossSpec, loss: Any) -> None:
+    """Call a loss on made-up inputs; ValueError where its answers are not what they have to be.
+
+    ``loss`` is used up: where it has a ``prepare``, that is called, too.
+    """
+    for size in (2, 1):
+        _call(spec, loss, size)
+    if not spec.prepare_needs:
+        return
+    frozen = example(spec, seed=1)
+    with torch.no_grad():
+        weights = loss.prepare(**{key: frozen[key] for key in spec.prepare_needs})
+    if weights is not None and (spec.kind != "pair" or tuple(weights.shape) != (2,)):
+        raise ValueError(f"{spec.name}.prepare: gives None, or a weight for each pair of the step")
+    _call(spec, loss, 2)
+    if spec.stateful:
+        state = loss.state_dict()
+        if not all(isinstance(value, float) for value in state.values()):
+            raise ValueError(f"{spec.name}.state_dict: holds plain floats, by name; gave {state}")
+        loss.load_state_dict(state)
+
+
+def with_gradient(policy: Any) -> Any:
+    """The same policy inputs, of any kind, with sums that collect gradients."""
+    if isinstance(policy, Pair):
+        return Pair(*(with_gradient(side) for side in policy))
+    return policy._replace(sum=policy.sum.detach().clone().requires_grad_())
+
+
+def _call(spec: LossSpec, loss: Any, size: int) -> None:
+    """One finite loss for each of ``size`` units, with a gradient, and rewards of the right shape.
+
+    ValueError otherwise.
+    """
+    inputs = example(spec, size=size)
+    inputs["policy"] = with_gradient(inputs["policy"])
+    with torch.enable_grad():
+        terms = loss(**{key: inputs[key] for key in spec.needs})
+    unit, wanted = _UNITS[spec.kind], TERMS[spec.kind]
+    if not isinstance(terms, wanted):
+        raise ValueError(f"{spec.name}: has to return {wanted.__name__}, not {_of(terms)}")
+    if not isinstance(terms.losses, Tensor) or tuple(terms.losses.shape) != (size,):
+        raise ValueError(
+            f"{spec.name}: gave losses of {_of(terms.losses)} for {size} {unit}s; give one loss "
+            f"for each {unit}, never a mean or a sum: the run divides, by all {unit}s of the step"
+        )
+    if not terms.losses.requires_grad:
+        raise ValueError(f"{spec.name}: its losses have no gradient: they do not depend on policy")
+    rewards = (size, 4) if spec.kind == "ranking" else (size,)
+    for field, value in zip(terms._fields, terms, strict=True):
+        shape = (size,) if field == "losses" else rewards
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+            raise ValueError(f"{spec.name}: gave {field} of {_of(value)}, not of shape {shape}")
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{spec.name}: gave {field} that are not finite: {value.tolist()}")
+
+
+def _of(value: Any) -> str:
+    """What a wrong answer is, in a few words."""
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def example(
@@ -170,11 +253,26 @@ def _has_default(parameter: inspect.Parameter) -> bool:
     )
 
 
-def _inputs(name: str, parameters: Iterable[inspect.Parameter]) -> frozenset[str]:
+def _nothing() -> None: ...
+
+
+def _only_hyperparameters(name: str, parameters: Iterable[inspect.Parameter]) -> None:
+    for parameter in parameters:
+        if not _has_default(parameter):
+            raise ValueError(
+                f"{name}.__init__: {parameter.name} is no hyper-parameter: it has to stand behind "
+                "* and to have a default"
+            )
+
+
+def _inputs(
+    name: str, kind: Kind, parameters: Iterable[inspect.Parameter], known: frozenset[str]
+) -> frozenset[str]:
     inputs = frozenset(p.name for p in parameters if not _has_default(p))
-    if unknown := inputs - INPUTS:
+    if unknown := inputs - known:
         raise ValueError(
-            f"{name}: nobody computes {', '.join(sorted(unknown))}; "
-            f"a loss can ask for {', '.join(sorted(INPUTS))}"
+            f"{name}: nobody computes {', '.join(sorted(unknown))}; a loss of this kind ({kind}) "
+            f"can ask for {', '.join(sorted(known))}; a hyper-parameter stands behind * and has a "
+            "default"
         )
     return inputs

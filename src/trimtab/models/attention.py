@@ -54,8 +54,9 @@ def tree_attention(
     """Attention function in transformers' form.
 
     query [B, H, T, D], key and value [B, H_kv, S, D]; returns [B, T, H, D]. With ``tree_plan``,
-    B is 1, S = T, and ``attention_mask`` is not read. Raises ValueError on tensor arguments that
-    it does not know (a position bias, say): the canary of ``forward.py`` then finds another way.
+    B is 1, S = T, and ``attention_mask`` is not read; a plan that has ``attend`` computes by itself
+    (``rollout/attention.py``). Raises ValueError on tensor arguments that it does not know (a
+    position bias, say): the canary of ``forward.py`` then finds another way.
     """
     if tree_plan is None:
         if attention_mask is not None and attention_mask.numel() == 1 < query.shape[2]:
@@ -76,6 +77,11 @@ def tree_attention(
     if unknown:
         raise ValueError(f"tree attention does not know the argument {', '.join(unknown)}")
     assert not dropout, "attention dropout must be off: trees have no meaning for it"
+    attend = getattr(tree_plan, "attend", None)
+    if attend is not None:
+        options = {"scaling": scaling, "sliding_window": sliding_window}
+        options |= {"softcap": softcap, "s_aux": s_aux}
+        return attend(module, query, key, value, **options), None
     assert query.shape[0] == 1 and query.shape[2] == key.shape[2] == tree_plan.token_count
     if tree_plan.calls is not None:
         tree_plan.calls.append(LayerCall(id(module), sliding_window))

@@ -62,6 +62,14 @@ class LogitHead:
         config = _text_config(model)
         return cls(weight, bias, _scale(config), _softcap(config))
 
+    def at_temperature(self, temperature: float) -> LogitHead:
+        """The head whose logits are this one's divided by ``temperature``."""
+        if temperature == 1.0:
+            return self
+        # softcap * tanh(scale * x / softcap) / T is the same form with both divided by T.
+        softcap = None if self.softcap is None else self.softcap / temperature
+        return dataclasses.replace(self, scale=self.scale / temperature, softcap=softcap)
+
     @property
     def vocabulary(self) -> int:
         """V, the number of logits."""

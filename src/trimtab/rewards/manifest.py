@@ -11,6 +11,12 @@ MANIFEST = "ensemble.json"
 KIND = "reward_ensemble"
 
 
+def model_folders(path: str | Path, key: str = "reward_model") -> list[str | Path]:
+    """The members' folders of an ensemble's, or the path itself for one model or a hub id."""
+    folder = Path(path).expanduser()
+    return [*members_of(folder, key)] if (folder / MANIFEST).is_file() else [path]
+
+
 def members_of(folder: Path, key: str = "reward_model") -> list[Path]:
     """The members' folders; RecipeError for a manifest of something else, or a missing member."""
     content = read_json(folder / MANIFEST)

@@ -27,7 +27,7 @@ from trimtab.models.head import accumulation_dtype
 from trimtab.models.hub import ModelSource, locate
 from trimtab.models.score_head import head_of
 from trimtab.models.scored import load_scored
-from trimtab.rewards.manifest import MANIFEST, members_of
+from trimtab.rewards.manifest import model_folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,7 @@ class RewardModel:
         RecipeError, naming ``key``: not found, a language model, a classifier of several labels,
         a missing head, members of an ensemble that have different tokenizers.
         """
-        folder = Path(path).expanduser()
-        names = members_of(folder, key) if (folder / MANIFEST).is_file() else [path]
+        names = model_folders(path, key)
         members: list[Member] = []
         renderers: list[ChatRenderer] = []
         for name in names:

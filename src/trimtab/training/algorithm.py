@@ -21,7 +21,9 @@ class Micro:
 
     ``rows`` are the numbers of its trees in the stage's own store (for messages and caches);
     ``reference`` holds cached reference log-probs [N]; ``pair_weight`` [P] is what ``prepare``
-    decided about its comparisons (a filter), on top of the data's own weights.
+    decided about its comparisons (a filter), on top of the data's own weights. ``tokens`` [M] and
+    ``responses`` [N] are what an on-policy algorithm knows of its targets and branches;
+    ``beside`` counts, by unit, what belongs to the step and was left out of the forward pass.
     """
 
     batch: TreeBatch
@@ -29,6 +31,9 @@ class Micro:
     stream: str = "main"
     reference: Tensor | None = None
     pair_weight: Tensor | None = None
+    tokens: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    responses: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    beside: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Outcome(NamedTuple):

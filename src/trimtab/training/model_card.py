@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +54,8 @@ class Card:
     into the front matter, local paths only by their last part (a card is made to be shared).
     ``data`` holds lines about the rows, ``results`` the final metrics by name, ``command`` the
     exact command. ``license`` is given only if the user said one: it cannot be guessed. A reward is
-    the score less ``offset``.
+    the score less ``offset``. ``classes`` names those of a classifier,
+    which is read behind ``end`` (the end token's text; empty where the tokenizer adds it).
     """
 
     name: str
@@ -69,6 +71,8 @@ class Card:
     conversational: bool = True
     kind: Kind = "text-generation"
     offset: float = 0.0
+    classes: Sequence[str] = ()
+    end: str = ""
 
 
 def write_model_card(folder: Path, card: Card) -> Path:
@@ -123,6 +127,8 @@ def _introduction(card: Card) -> str:
 
 def _snippet(card: Card) -> str:
     folder = '"path/to/this/folder"'
+    if card.classes:
+        return _classifying_snippet(card, folder)
     if card.kind == "text-classification":
         return _scoring_snippet(card, folder)
     prompt = "Which animals live longest?"
@@ -171,6 +177,35 @@ def _scoring_snippet(card: Card, folder: str) -> str:
         )
     taken = f" - {card.offset:.6g}" if card.offset else ""
     return "\n".join([*lines, f"print(model(**inputs).logits{taken})"])
+
+
+def _classifying_snippet(card: Card, folder: str) -> str:
+    """How transformers alone reads the classes: at the end token, which the text must have."""
+    lines = ["from transformers import pipeline", ""]
+    given = f"model={folder}"
+    if card.adapter:
+        lines = [
+            "import json",
+            "from pathlib import Path",
+            "",
+            "from peft import AutoPeftModelForSequenceClassification",
+            "from transformers import AutoTokenizer, pipeline",
+            "",
+            f"folder = Path({folder})",
+            'labels = json.loads((folder / "score_head.json").read_text())["labels"]',
+            "names = {number: str(label) for number, label in enumerate(labels)}",
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            "model = AutoPeftModelForSequenceClassification.from_pretrained(",
+            "    folder, id2label=names",
+            ")",
+            "model.config.pad_token_id = tokenizer.pad_token_id",
+        ]
+        given = "model=model, tokenizer=tokenizer"
+    lines.append(f'classify = pipeline("text-classification", {given}, top_k=None)')
+    if card.end:
+        lines.append(f"end = {json.dumps(card.end)}  # the class is read there; it is not added")
+    text = '"A text" + end' if card.end else '"A text"'
+    return "\n".join([*lines, f"print(classify({text}))"])
 
 
 def _data(card: Card) -> str:

@@ -16,7 +16,6 @@ from trimtab.world.annotators import prefer, preference_probability, rank_storie
 from trimtab.world.corpus import (
     held_out_requests,
     ideal_story,
-    judged_pairs,
     kwise_rows,
     preference_rows,
     pretrain_documents,
@@ -53,7 +52,6 @@ __all__ = [
     "gold_reward",
     "held_out_requests",
     "ideal_story",
-    "judged_pairs",
     "kwise_rows",
     "parse_request",
     "prefer",

@@ -1,32 +1,30 @@
 """``python -m trimtab.world.calibrate``: how well a reward can be learned here, and be gamed.
 
-A reward model (the demo's pretrained model with one scalar on the last token of a story) learns
-from pairs of the ordinary teller. Printed are its accuracy on held-out pairs; the gold reward of
-the best of n stories of the sft model by its choice; and what becomes of the gold reward when a
-search adds and drops sentences to raise the learned one.
+A reward model (the demo's pretrained model, cut to half of its size, with one scalar on the last
+token of a story) learns from pairs of the ordinary teller by ``trimtab reward``. Printed are its
+accuracy on held-out pairs; the gold reward of the best of n stories of the sft model by its choice;
+and what becomes of the gold reward when a search adds and drops sentences to raise the learned one.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import math
-import time
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-
-from trimtab.algorithms.policy import Policy
-from trimtab.data.batch import pack
-from trimtab.data.chat import ChatRenderer
-from trimtab.data.trees import Branch, Origin, TokenTree
-from trimtab.evaluation.statistics import bootstrap_interval, paired_bootstrap, wilson_interval
-from trimtab.models.forward import end_hidden
-from trimtab.training.seeds import generator
-from trimtab.world.annotators import prefer
-from trimtab.world.corpus import held_out_requests, preference_rows
+import trimtab
+from trimtab.data.rows import CompletionExample
+from trimtab.data.tokenise import Drop
+from trimtab.data.trees import Origin, TokenTree
+from trimtab.errors import TrimtabError
+from trimtab.evaluation.best_of_n import expected_best
+from trimtab.evaluation.statistics import bootstrap_interval, clustered_share, paired_bootstrap
+from trimtab.rewards.reward_model import RewardModel
+from trimtab.world.annotators import rank_stories
+from trimtab.world.corpus import RankedRow, held_out_requests, preference_rows, write_jsonl
 from trimtab.world.demo_stories import Storyteller
 from trimtab.world.draws import Draw
 from trimtab.world.gold import gold_reward
@@ -35,124 +33,170 @@ from trimtab.world.lexicon import NAMES, REPLIES, THANKS
 from trimtab.world.patterns import fill, split_sentences
 
 BATCH = 16  # pairs a step
-PEAK = 1e-3  # learning rate
-CHUNK = 64  # stories scored together
+# The recipe's rate is for models of a hundred million weights; a quarter of a million need more.
+TRAINING = {
+    "learning_rate": 1e-3,
+    "min_lr_ratio": 0.0,
+    "warmup_steps": 0.05,
+    "weight_decay": 0.01,
+    "max_length": 256,  # no story is cut
+    "precision": "fp32",
+    "save_total_limit": 1,
+}
+JUDGED = 32  # stories on each request that are compared two by two
 EDITS = 6
 EDITED = 24  # requests whose stories are edited: every edit of every sentence is tried
 
 
-class RewardModel:
-    """r(request, story): one linear scalar on the hidden state of the story's last token."""
-
-    def __init__(self, folder: Path) -> None:
-        teller = Storyteller(folder)
-        self.policy: Policy = teller.policy
-        self.renderer: ChatRenderer = teller.renderer
-        self.tokenizer: Any = teller.tokenizer
-        width = teller.model.config.hidden_size
-        self.head = torch.nn.Linear(width, 1, bias=False)
-        torch.nn.init.zeros_(self.head.weight)
-
-    def tree(self, request: str, stories: Sequence[str]) -> TokenTree:
-        """The stories on one request, each with the stop token behind it."""
-        trunk = tuple(self.renderer.prompt_ids(request))
-        encoded = self.tokenizer(list(stories), add_special_tokens=False)["input_ids"]
-        stop = min(self.renderer.stop_ids)
-        branches = tuple(Branch((*ids, stop), (True,) * (len(ids) + 1)) for ids in encoded)
-        return TokenTree(Branch(trunk, (False,) * len(trunk)), branches, (), Origin("pairs", 1))
-
-    def rewards(self, trees: Sequence[TokenTree]) -> torch.Tensor:
-        """One reward for each branch, tree by tree."""
-        ends = end_hidden(self.policy.model, pack(trees), self.policy.layout)
-        return self.head(ends).squeeze(1)
-
-    def score(self, request: str, stories: Sequence[str]) -> list[float]:
-        """Rewards of stories on one request, without gradients."""
-        found: list[float] = []
-        with torch.no_grad():
-            for first in range(0, len(stories), CHUNK):
-                part = stories[first : first + CHUNK]
-                found += self.rewards([self.tree(request, part)]).tolist()
-        return found
+# ---------------------------------------------------------------------- the reward model
 
 
-def train(model: RewardModel, pairs: int, epochs: int, seed: int) -> None:
-    """Minimise -log sigmoid(r_w - r_l), ``BATCH`` of the teller's pairs a step."""
-    rows = preference_rows(pairs, seed)
-    trees = [model.tree(row["prompt"], (row["chosen"], row["rejected"])) for row in rows]
-    weights = [*model.policy.model.parameters(), *model.head.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=PEAK, weight_decay=0.01)
-    steps, done, start = epochs * (len(trees) // BATCH), 0, time.perf_counter()
-    model.policy.model.train()
-    for epoch in range(epochs):
-        order = torch.randperm(len(trees), generator=generator(seed, "calibrate", epoch)).tolist()
-        for first in range(0, len(trees) - BATCH + 1, BATCH):
-            chosen, rejected = (
-                model.rewards([trees[i] for i in order[first : first + BATCH]])
-                .view(-1, 2)
-                .unbind(1)
-            )
-            loss = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
-            for group in optimizer.param_groups:
-                # Warm-up over a twentieth, then a cosine down to nothing.
-                warm = min(1.0, 20 * (done + 1) / steps)
-                group["lr"] = PEAK * warm * 0.5 * (1 + math.cos(math.pi * done / steps))
-            optimizer.step()
-            optimizer.zero_grad()
-            done += 1
-            if done % 50 == 0:
-                spent = time.perf_counter() - start
-                print(f"step {done}/{steps}: loss {loss.item():.3f}, {spent:.0f} s", flush=True)
-    model.policy.model.eval()
+def train(
+    base: Path, rows: Sequence[Mapping[str, Any]], folder: Path, **keys: Any
+) -> dict[str, Any]:
+    """Train a reward model in ``folder/model`` by ``trimtab reward``; returns its results.
 
-
-def accuracy(model: RewardModel, name: str, rows: Iterable[tuple[str, str, str]]) -> None:
-    """Print how often the chosen story of (request, chosen, rejected) has the higher reward."""
-    noisy: list[bool] = []
-    true: list[bool] = []
-    for request, chosen, rejected in rows:
-        first, second = model.score(request, (chosen, rejected))
-        noisy.append(first > second)
-        gap = gold_reward(request, chosen).total - gold_reward(request, rejected).total
-        if gap != 0:
-            true.append((first - second) * gap > 0)
-    cells = [f"{i.mean:.3f} [{i.low:.3f}, {i.high:.3f}]" for i in map(_share, (noisy, true))]
-    print(f"| {name} | {cells[0]} | {cells[1]} | {len(noisy)} |", flush=True)
-
-
-def _share(right: Sequence[bool]) -> Any:
-    return wilson_interval(sum(right), len(right))
-
-
-def expected_best(by: Sequence[float], values: Sequence[float], n: int) -> float:
-    """Expected value of the story that ``by`` ranks first among n of these, drawn without return.
-
-    The k-th lowest of N is the best of the n drawn with probability C(k - 1, n - 1) / C(N, n).
+    ``base`` is the model that it starts as, ``keys`` are the recipe's. The rows are written to
+    ``folder/rows.jsonl``. Raises KeyboardInterrupt where Ctrl-C ended the run.
     """
-    total = math.comb(len(by), n)
-    order = sorted(range(len(by)), key=lambda index: by[index])
-    return sum(math.comb(k, n - 1) * values[index] for k, index in enumerate(order)) / total
+    path = folder / "rows.jsonl"
+    write_jsonl(path, rows)
+    run = trimtab.reward(
+        model_name_or_path=str(base),
+        dataset_name=str(path),
+        output_dir=str(folder / "model"),
+        cache_dir=str(folder / "cache"),
+        **{**TRAINING, **keys},
+    )
+    if run.interrupted:
+        raise KeyboardInterrupt
+    return run.results
+
+
+def rewards(
+    model: RewardModel, requests: Sequence[str], stories: Sequence[Sequence[str]]
+) -> list[list[float]]:
+    """Learned rewards of the stories on each request; none of them is blank."""
+    trees = [_tree(model, *asked) for asked in zip(requests, stories, strict=True)]
+    return model.score_trees(trees)
+
+
+def _tree(model: RewardModel, request: str, stories: Sequence[str]) -> TokenTree:
+    """A request, read once, and a branch for every story on it."""
+    examples = [
+        CompletionExample(origin=Origin("stories", number), prompt=request, completion=story)
+        for number, story in enumerate(stories, 1)
+    ]
+    found: list[TokenTree] = []
+    for trees in model.trees(examples):
+        assert not isinstance(trees, Drop), trees
+        found += trees
+    return found[0]._replace(branches=tuple(tree.branches[0] for tree in found))
+
+
+# ---------------------------------------------------------------------- accuracy
+
+
+class Tally(NamedTuple):
+    """Pairs by request: how many a score puts in the order of the ranks, and how many there are."""
+
+    right: list[float]
+    pairs: list[int]
+
+
+def tally(rows: Sequence[RankedRow], scores: Sequence[Sequence[float]]) -> Tally:
+    """Count the ordered pairs of each request; one whose scores are equal is half right."""
+    right: dict[str, float] = {}
+    pairs: dict[str, int] = {}
+    for row, of_row in zip(rows, scores, strict=True):
+        prompt = row["prompt"]
+        for one, other in itertools.combinations(range(len(of_row)), 2):
+            order = row["ranks"][other] - row["ranks"][one]
+            if order == 0:
+                continue
+            gap = of_row[one] - of_row[other]
+            right[prompt] = right.get(prompt, 0.0) + (0.5 if gap == 0 else float(gap * order > 0))
+            pairs[prompt] = pairs.get(prompt, 0) + 1
+    return Tally(list(right.values()), list(pairs.values()))
+
+
+def gold_scores(rows: Sequence[RankedRow]) -> list[list[float]]:
+    """The gold reward of every response."""
+    return [[gold_reward(row["prompt"], story).total for story in row["responses"]] for row in rows]
+
+
+def ranked_by_gold(rows: Sequence[RankedRow]) -> list[RankedRow]:
+    """The same rows in the order of the gold reward, which never errs; ties stay ties."""
+    return [
+        {**row, "ranks": [1 + sum(other > gold for other in every) for gold in every]}
+        for row, every in zip(rows, gold_scores(rows), strict=True)
+    ]
+
+
+def accuracy(model: RewardModel, name: str, rows: Sequence[RankedRow]) -> None:
+    """Print how often the preferred story of a pair has the higher reward."""
+    scores = rewards(model, [row["prompt"] for row in rows], [row["responses"] for row in rows])
+    told = tally(rows, scores)
+    cells = [_cell(clustered_share(*one)) for one in (told, tally(ranked_by_gold(rows), scores))]
+    print(f"| {name} | {cells[0]} | {cells[1]} | {sum(told.pairs)} |", flush=True)
+
+
+def _cell(found: Any) -> str:
+    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def teller_pairs(count: int, seed: int) -> list[RankedRow]:
+    """Held-out pairs of the ordinary teller, with the preferred story first."""
+    return [
+        {"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"]], "ranks": [1, 2]}
+        for row in preference_rows(count, seed, split="held_out")
+    ]
+
+
+def own_stories(folder: Path, requests: Sequence[str], each: int, seed: int) -> list[list[str]]:
+    """Stories of a model on each request, ``each`` of them but for blank ones."""
+    asked = [request for request in requests for _ in range(each)]
+    told = [one.story.strip() for one in Storyteller(folder).tell(asked, seed, "calibrate")]
+    return [
+        [story for story in told[first : first + each] if story]
+        for first in range(0, len(told), each)
+    ]
+
+
+def own_pairs(requests: Sequence[str], samples: Sequence[Sequence[str]]) -> list[RankedRow]:
+    """Neighbours among a model's stories on a request, compared by an annotator."""
+    rows: list[RankedRow] = []
+    for number, (request, stories) in enumerate(zip(requests, samples, strict=True)):
+        couples = zip(stories[0:JUDGED:2], stories[1:JUDGED:2], strict=False)
+        for place, couple in enumerate(couples):
+            if couple[0] != couple[1]:
+                ranks = rank_stories(request, couple, Draw("calibrate", number, place))
+                rows.append({"prompt": request, "responses": list(couple), "ranks": ranks})
+    return rows
+
+
+# ---------------------------------------------------------------------- choice and search
 
 
 def best_of_n(model: RewardModel, requests: Sequence[str], samples: Sequence[list[str]]) -> None:
     """Print the gold reward of the best of n by the learned reward, and by the gold one."""
-    learned = [model.score(r, stories) for r, stories in zip(requests, samples, strict=True)]
+    learned = rewards(model, requests, samples)
     gold = [
         [gold_reward(r, story).total for story in stories]
         for r, stories in zip(requests, samples, strict=True)
     ]
     print("\n| n | learned reward | gold reward | gold reward, chosen by gold |\n|---|---|---|---|")
     n = 1
-    while n <= len(samples[0]):
+    while n <= max(map(len, samples)):
         columns = ((learned, learned), (learned, gold), (gold, gold))
+        # A request with fewer stories (blank ones are left out) has no best of so many.
         means = [
-            bootstrap_interval([expected_best(b, v, n) for b, v in zip(by, of, strict=True)])
+            bootstrap_interval(
+                [expected_best(b, v, n) for b, v in zip(by, of, strict=True) if len(b) >= n]
+            )
             for by, of in columns
         ]
-        cells = " | ".join(f"{m.mean:.3f} [{m.low:.3f}, {m.high:.3f}]" for m in means)
-        print(f"| {n} | {cells} |", flush=True)
+        print(f"| {n} | {' | '.join(map(_cell, means))} |", flush=True)
         n *= 2
 
 
@@ -176,7 +220,7 @@ def gamed(model: RewardModel, requests: Sequence[str], stories: Sequence[str]) -
     )
     now, first = list(stories), list[float]()
     for step in range(EDITS + 1):
-        learned = [model.score(r, [s])[0] for r, s in zip(requests, now, strict=True)]
+        learned = [one for (one,) in rewards(model, requests, [[story] for story in now])]
         gold = [gold_reward(r, s).total for r, s in zip(requests, now, strict=True)]
         first = gold if step == 0 else first
         found = (
@@ -184,48 +228,66 @@ def gamed(model: RewardModel, requests: Sequence[str], stories: Sequence[str]) -
             bootstrap_interval(gold),
             paired_bootstrap(first, gold),
         )
-        cells = " | ".join(f"{m.mean:.3f} [{m.low:.3f}, {m.high:.3f}]" for m in found)
-        print(f"| {step} | {cells} |", flush=True)
-        for index, request in enumerate(requests if step < EDITS else ()):
-            choices = [now[index], *edited(request, now[index], Draw("edit", index, step))]
-            scores = model.score(request, choices)
-            now[index] = choices[scores.index(max(scores))]
+        print(f"| {step} | {' | '.join(map(_cell, found))} |", flush=True)
+        if step == EDITS:
+            break
+        choices = [
+            [story, *edited(request, story, Draw("edit", index, step))]
+            for index, (request, story) in enumerate(zip(requests, now, strict=True))
+        ]
+        scores = rewards(model, requests, choices)
+        now = [c[s.index(max(s))] for c, s in zip(choices, scores, strict=True)]
     print(f"\n> {requests[0].strip()}\n\nbefore: {stories[0].strip()}\n\nafter: {now[0]}")
 
 
-def main() -> None:
+# ---------------------------------------------------------------------- the command
+
+
+def calibrate(chosen: argparse.Namespace) -> None:
     """Train the reward model, then measure and game it."""
+    keys: dict[str, Any] = {} if chosen.share is None else {"backbone": {"share": chosen.share}}
+    train(
+        chosen.demo / "pretrain",
+        preference_rows(chosen.pairs, chosen.seed),
+        chosen.output_dir,
+        seed=chosen.seed,
+        num_train_epochs=chosen.epochs,
+        per_device_train_batch_size=BATCH,
+        **keys,
+    )
+    model = RewardModel.load(chosen.output_dir / "model")
+    requests = held_out_requests(chosen.requests, chosen.seed + 2)
+    samples = own_stories(chosen.demo / "sft", requests, chosen.samples, chosen.seed)
+    print(f"\na reward model of {model.parameters:,} weights\n")
+    print("| held-out pairs of | annotator's choice | higher gold reward | pairs |")
+    print("|---|---|---|---|")
+    accuracy(model, "the teller", teller_pairs(1000, chosen.seed))
+    accuracy(model, "the sft model", own_pairs(requests, samples))
+    best_of_n(model, requests, samples)
+    told = [(r, stories[0]) for r, stories in zip(requests, samples, strict=True) if stories]
+    gamed(model, *zip(*told[:EDITED], strict=True))
+
+
+def main() -> int:
+    """Returns the exit code: 2 for what was asked wrongly, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m trimtab.world.calibrate", description=__doc__)
     parser.add_argument("--demo", default="runs/demo", type=Path, help="folder of a finished demo")
+    parser.add_argument("--output-dir", default="runs/calibrate", type=Path, help="the new model's")
+    parser.add_argument("--share", type=float, help="of the policy's weights; default as reward's")
     parser.add_argument("--pairs", type=int, default=3000, help="training pairs")
     parser.add_argument("--epochs", type=int, default=2, help="passes over them")
     parser.add_argument("--requests", type=int, default=48, help="held-out requests for best of n")
     parser.add_argument("--samples", type=int, default=64, help="stories on each, a power of 2")
     parser.add_argument("--seed", type=int, default=0, help="of pairs, order and samples")
-    chosen = parser.parse_args()
-    torch.manual_seed(chosen.seed)
-    model = RewardModel(chosen.demo / "pretrain")
-    train(model, chosen.pairs, chosen.epochs, chosen.seed)
-
-    requests = held_out_requests(chosen.requests, chosen.seed + 2)
-    asked = [request for request in requests for _ in range(chosen.samples)]
-    told = Storyteller(chosen.demo / "sft").tell(asked, chosen.seed, "calibrate")
-    texts = [one.story.strip() for one in told]
-    samples = [texts[i : i + chosen.samples] for i in range(0, len(texts), chosen.samples)]
-    teller = preference_rows(1000, chosen.seed, split="held_out")
-    own = [
-        (request, *prefer(request, first, second, Draw("calibrate", number, place)))
-        for number, (request, stories) in enumerate(zip(requests, samples, strict=True))
-        for place, (first, second) in enumerate(zip(stories[0:32:2], stories[1:32:2], strict=True))
-        if first != second
-    ]
-    print("\n| held-out pairs of | annotator's choice | higher gold reward | pairs |")
-    print("|---|---|---|---|")
-    accuracy(model, "the teller", ((r["prompt"], r["chosen"], r["rejected"]) for r in teller))
-    accuracy(model, "the sft model", own)
-    best_of_n(model, requests, samples)
-    gamed(model, requests[:EDITED], [stories[0] for stories in samples[:EDITED]])
+    try:
+        calibrate(parser.parse_args())
+    except TrimtabError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -131,28 +131,6 @@ def ideal_story(request: Request, seed: int = 0) -> str:
     return tell(request, IDEAL, Draw("ideal", seed, request.text))
 
 
-def judged_pairs(
-    prompts: Sequence[str],
-    samples: Sequence[Sequence[str]],
-    seed: int = 0,
-    noise: float = NOISE,
-) -> list[PreferenceRow]:
-    """Return preference rows between a model's own samples, two by two in their order.
-
-    ``samples[i]`` are responses to ``prompts[i]``: the first is compared with the second, the third
-    with the fourth and so on. Pairs of equal texts give no row; an odd one out is not used.
-    """
-    rows: list[PreferenceRow] = []
-    for index, (prompt, stories) in enumerate(zip(prompts, samples, strict=True)):
-        draw = Draw("judged", seed, index)
-        for first, second in zip(stories[::2], stories[1::2], strict=False):
-            if first == second:
-                continue
-            chosen, rejected = prefer(prompt, first, second, draw, noise)
-            rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
-    return rows
-
-
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write rows as UTF-8 JSON, one a line, and return how many; missing folders are made.
 

@@ -1,0 +1,270 @@
+"""From an on-policy recipe to its stage: sampler, judge, reference, critic."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trimtab.algorithms.critic import Critic
+from trimtab.algorithms.group import GroupPolicyGradient, group_settings
+from trimtab.algorithms.judge import Judge, Score, by_function, by_reward_model, same_tokens
+from trimtab.algorithms.on_policy import Cast, OnPolicy, PromptRow, RolloutSettings
+from trimtab.algorithms.policy import Policy
+from trimtab.algorithms.ppo import PPO, PpoSettings
+from trimtab.algorithms.recipe_reference import EVALUATION_BUDGET, RecipeReference
+from trimtab.algorithms.recipe_reward import reward_score
+from trimtab.algorithms.recipe_rows import ACCEPT, RecipeRows
+from trimtab.algorithms.rows import Rows
+from trimtab.algorithms.stage import Mix
+from trimtab.algorithms.stream import TreeStream
+from trimtab.config.data_keys import DatasetSpec
+from trimtab.config.on_policy_recipe import OnPolicyRecipe, PpoRecipe
+from trimtab.data.tokenise import TokeniseOptions
+from trimtab.data.trees import Branch, Origin, TokenTree
+from trimtab.errors import DataError, RecipeError
+from trimtab.models import load
+from trimtab.models.forward import choose_layout
+from trimtab.models.score_head import ScoreHead, attach_head, set_head, without_output_head
+from trimtab.models.scored import is_scored, load_scored
+from trimtab.rewards.combine import names_of
+from trimtab.rewards.functions import check_columns, resolve
+from trimtab.rewards.manifest import MANIFEST
+from trimtab.rewards.reward_model import RewardModel
+from trimtab.rollout import Sampler
+from trimtab.training.progress import Progress
+
+
+class OnPolicyBuilder:
+    """Builds the stage around a policy that is ready to train."""
+
+    def __init__(
+        self,
+        recipe: OnPolicyRecipe,
+        rows: RecipeRows,
+        policy: Policy,
+        reference: RecipeReference,
+        progress: Progress,
+        folder: Path,
+    ) -> None:
+        self.recipe: Any = recipe
+        self.rows = rows
+        self.policy = policy
+        self.reference = reference
+        self.progress = progress
+        self.note = progress.note
+        self.folder = folder
+        self.reward_model: RewardModel | None = None
+
+    def stage(
+        self,
+        stream: TreeStream,
+        held_out: TreeStream | None,
+        every: Mapping[Origin, PromptRow],
+        mix: Mix | None,
+        total_steps: int,
+    ) -> OnPolicy:
+        """The stage of the recipe; ``every`` prompt's row by the origin of its tree."""
+        recipe = self.recipe
+        self.progress.stage("loading rewards, reference and values")
+        judge = self._judge(every)
+        sampler = Sampler(
+            self.policy.model, stop_ids=self.rows.renderer.stop_ids, slots=recipe.rollout_slots
+        )
+        self.note(f"sampling: {sampler.way} ({sampler.reason})")
+        cast = Cast(
+            sampler=sampler,
+            judge=judge,
+            reference=self.reference.live(self.policy) if self._needs_reference() else None,
+            tokenizer=self.rows.tokenizer,
+            prompt_rows=every,
+        )
+        common: dict[str, Any] = {
+            "total_steps": total_steps,
+            "settings": self._settings(),
+            "cast": cast,
+            "mix": mix,
+            "held_out": held_out,
+            "eval_text": self._eval_text(),
+        }
+        if isinstance(recipe, PpoRecipe):
+            return self._ppo(recipe, stream, common)
+        settings = group_settings(recipe)
+        return GroupPolicyGradient(self.policy, stream, group=settings, **common)
+
+    def _settings(self) -> RolloutSettings:
+        recipe = self.recipe
+        return RolloutSettings(
+            per_prompt=recipe.num_generations,
+            max_new_tokens=recipe.max_completion_length,
+            temperature=recipe.temperature,
+            passes=recipe.passes,
+            mini_batches=recipe.num_mini_batches,
+            missing_eos_penalty=recipe.missing_eos_penalty,
+            trainer_logprobs=recipe.old_logprobs == "trainer",
+            seed=recipe.seed,
+            folder=self.folder,
+        )
+
+    def _needs_reference(self) -> bool:
+        """PPO always says how far it went; a group algorithm without a KL term need not know."""
+        recipe = self.recipe
+        return isinstance(recipe, PpoRecipe) or group_settings(recipe).kl_coef > 0
+
+    # ------------------------------------------------------------------ rewards
+
+    def _judge(self, every: Mapping[Origin, PromptRow]) -> Judge:
+        recipe = self.recipe
+        sources: dict[str, Score] = {}
+        if recipe.reward_model is not None:
+            self.reward_model = RewardModel.load(
+                recipe.reward_model,
+                device=self.policy.device,
+                token_budget=recipe.token_budget * EVALUATION_BUDGET,
+                trust_remote_code=recipe.trust_remote_code,
+            )
+            same = same_tokens(self.reward_model.tokenizer, self.rows.tokenizer)
+            how = "reads the sampled tokens" if same else "another tokenizer: text rendered anew"
+            self.note(f"reward model {recipe.reward_model}: {how}")
+            name = Path(recipe.reward_model).name
+            sources[name] = by_reward_model(self.reward_model, self.rows.tokenizer)
+        functions = [
+            resolve(text, isolate=recipe.reward_isolate) for text in recipe.reward_funcs
+        ]
+        names = {name for row in every.values() for name in row.columns}
+        for name, function in zip(names_of(functions), functions, strict=True):
+            check_columns(function, names, ids=True)
+            sources[name] = by_function(
+                function, time_limit=recipe.reward_time_limit, on_bad=recipe.on_bad_reward
+            )
+        return Judge(sources, recipe.reward_weights)
+
+    # ------------------------------------------------------------------ PPO
+
+    def _ppo(self, recipe: PpoRecipe, stream: TreeStream, common: dict[str, Any]) -> PPO:
+        critic = self._critic(recipe) if recipe.objective == "clip_advantage" else None
+        model: nn.Module = self.policy.model
+        if critic is not None:
+            model = nn.ModuleDict({"policy": self.policy.model, "value": critic.model})
+            model.train()
+            count = sum(p.numel() for p in critic.model.parameters() if p.requires_grad)
+            self.note(f"value model: {count:,} weights trained ({self._critic_source(recipe)})")
+        names = [field.name for field in dataclasses.fields(PpoSettings)]
+        settings = {name: getattr(recipe, name) for name in names if name != "bootstrap"}
+        bootstrap = recipe.truncated_value == "bootstrap"
+        return PPO(
+            self.policy,
+            stream,
+            model=model,
+            critic=critic,
+            ppo=PpoSettings(**settings, bootstrap=bootstrap),
+            **common,
+        )
+
+    def _critic_source(self, recipe: PpoRecipe) -> str:
+        """``shared``, a path, or ``policy``: where the value model starts."""
+        if recipe.value_model is not None:
+            return recipe.value_model
+        if recipe.use_peft:
+            return "shared"
+        model, path = self.reward_model, recipe.reward_model
+        if model is not None and path is not None and not (Path(path) / MANIFEST).is_file():
+            source = load.locate(path, key="reward_model")
+            if source.kind == "model" and same_tokens(model.tokenizer, self.rows.tokenizer):
+                return path
+        return "policy"
+
+    def _critic(self, recipe: PpoRecipe) -> Critic:
+        found = self._critic_source(recipe)
+        inner = self.policy.model
+        dtype = next(inner.parameters()).dtype
+        if found == "shared":
+            width = inner.config.get_text_config().hidden_size
+            head = nn.Linear(width, 1, bias=False).to(device=self.policy.device, dtype=dtype)
+            nn.init.zeros_(head.weight)
+            return Critic(head, self.policy.layout, shared=True)
+        if found == "policy":
+            model: Any = copy.deepcopy(inner)
+        else:
+            model = self._loaded_critic(found, dtype)
+        if not hasattr(model, "score"):
+            attach_head(model, ScoreHead("reward"), std=0.0, seed=0)
+        set_head(model, ScoreHead("reward"))
+        model.requires_grad_(True)
+        without_output_head(model)
+        return Critic(model, choose_layout(model, recipe.attn_layout).layout)
+
+    def _loaded_critic(self, path: str, dtype: torch.dtype) -> Any:
+        source = load.locate(path, key="value_model")
+        if source.kind == "adapter":
+            raise RecipeError(f"value_model={path!r}: an adapter; give a whole model")
+        if not same_tokens(load.load_tokenizer(source, key="value_model"), self.rows.tokenizer):
+            raise RecipeError(
+                f"value_model={path!r}: its tokenizer differs from the policy's, whose tokens it "
+                "has to value one by one; choose a model with the same one"
+            )
+        read = load_scored if is_scored(source) else load.load_model
+        model = read(source, dtype=dtype, device=self.policy.device, key="value_model")
+        reward_score(model, "value_model", path)
+        return model
+
+    # ------------------------------------------------------------------ held-out text
+
+    def _eval_text(self) -> TreeStream | None:
+        recipe = self.recipe
+        if recipe.eval_text_name is None:
+            return None
+        window = min(self.rows.positions() or 1024, 1024)
+        options = TokeniseOptions(max_length=None, context_length=window - 1)
+        spec = DatasetSpec(path=recipe.eval_text_name)
+        found = self.rows.load(
+            "held-out text", [spec], options, ACCEPT["mix"], recipe.max_eval_rows
+        )
+        return TreeStream(
+            found.stores,
+            rows_per_step=1,
+            token_budget=recipe.token_budget * EVALUATION_BUDGET,
+            seed=recipe.seed,
+            name="held-out text",
+        )
+
+
+def prompt_rows(*rows: Rows | None) -> dict[Origin, PromptRow]:
+    """What the rows say beside their tokens, by the origin of their trees."""
+    return {
+        example.origin: PromptRow(example.prompt, example.extras)
+        for one in rows
+        if one is not None
+        for example in one.prompts
+    }
+
+
+def longest_rollout(rows: RecipeRows, train: Rows, policy: Policy, recipe: Any) -> TokenTree:
+    """The largest tree that can come: the longest prompt with whole responses.
+
+    Raises DataError for a prompt that leaves no room for a response.
+    """
+    limit = getattr(policy.model.config, "max_position_embeddings", None)
+    store = max(train.stores, key=lambda one: int(one.token_counts.max()))
+    tree = store[int(store.token_counts.argmax())]
+    length = len(tree.trunk.ids)
+    if limit is not None and length >= limit:
+        raise DataError(
+            f"{tree.origin.source}:{tree.origin.row}: a prompt of {length} tokens fills the "
+            f"model's {limit} positions and leaves no room for a response; set max_prompt_length"
+        )
+    room = recipe.max_completion_length
+    if limit is not None and length + room > limit:
+        room = limit - length
+        rows.note(
+            f"max_completion_length={recipe.max_completion_length}: the longest prompt leaves "
+            f"{room} of the model's {limit} positions; its responses are cut there"
+        )
+    filler = tree.trunk.ids[-1:] * room
+    branch = Branch(filler, (True,) * room)
+    return tree._replace(branches=(branch,) * recipe.num_generations)

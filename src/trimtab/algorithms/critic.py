@@ -1,0 +1,46 @@
+"""A value for every state: the expected reward to come after the tokens so far.
+
+The value V_t of a response's token t is read where the token is predicted, at the state before it
+(arXiv:1707.06347). A critic has a model of its own, or only a head on the policy's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from trimtab.data.batch import TreeBatch
+from trimtab.models.attention import unwrap
+from trimtab.models.forward import Hidden, Layout, hidden_states
+from trimtab.models.head import accumulation_dtype
+
+
+class Values(NamedTuple):
+    """Values before each token [M], and after the last one of each response [N]."""
+
+    tokens: Tensor
+    ends: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Critic:
+    """``model`` has a ``score`` head; for a shared backbone it is that head alone."""
+
+    model: nn.Module
+    layout: Layout
+    shared: bool = False
+
+    def values(self, batch: TreeBatch, policy: Hidden | None = None) -> Values:
+        """Values of a batch; ``policy`` are the policy's states, which a shared critic reads."""
+        if self.shared:
+            assert policy is not None, "a shared critic reads the policy's states"
+            return Values(self._read(policy.targets()), self._read(policy.ends()))
+        hidden = hidden_states(self.model, batch, self.layout)
+        return Values(self._read(hidden.targets()), self._read(hidden.ends()))
+
+    def _read(self, states: Tensor) -> Tensor:
+        head: Any = self.model if self.shared else unwrap(self.model).score
+        found = head(states)
+        return found.to(accumulation_dtype(found.dtype)).squeeze(-1)

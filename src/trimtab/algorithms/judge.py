@@ -1,0 +1,117 @@
+"""Scores of sampled responses: a reward model's, reward functions', or both with weights.
+
+A score is a number, or NaN for a response that is left out: it then enters no statistic and no
+loss. A reward model with the policy's tokenizer reads the very tokens that were sampled; another
+one gets the text, rendered anew with its own tokenizer and template.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.data.rows import CompletionExample, Text
+from trimtab.data.tokenise import Drop
+from trimtab.data.trees import TokenTree
+from trimtab.errors import RecipeError
+from trimtab.rewards.functions import OnBad, RewardFunction, call, columns_of
+from trimtab.rewards.reward_model import RewardModel
+
+Score = Callable[[Sequence["Asked"]], list[float | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """One response as rewards see it: the row it answers, its text and its tokens."""
+
+    prompt: Text
+    completion: Text
+    columns: Mapping[str, Any]
+    tree: TokenTree  # the prompt with this response alone
+    ended: bool
+
+
+class Judge:
+    """Weighted rewards by name; ``score`` gives their sum and each of them."""
+
+    def __init__(
+        self, sources: Mapping[str, Score], weights: Sequence[float] | None = None
+    ) -> None:
+        self.sources = dict(sources)
+        self.weights = list(weights) if weights is not None else [1.0] * len(self.sources)
+        assert len(self.weights) == len(self.sources)
+
+    def score(self, asked: Sequence[Asked]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scores [N] fp32 and those of every source [N].
+
+        A source that has nothing to say of a response (None) leaves it to the others; what none
+        can judge is NaN.
+        """
+        parts = {name: _tensor(source(asked)) for name, source in self.sources.items()}
+        total = torch.zeros(len(asked))
+        judged = torch.zeros(len(asked), dtype=torch.bool)
+        for values, weight in zip(parts.values(), self.weights, strict=True):
+            known = ~values.isnan()
+            total = total + torch.where(known, weight * values, 0.0)
+            judged |= known
+        return torch.where(judged, total, math.nan), parts
+
+
+def _tensor(values: Sequence[float | None]) -> Tensor:
+    return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float32)
+
+
+def by_reward_model(model: RewardModel, tokenizer: Any) -> Score:
+    """A reward model as a source of scores; ``tokenizer`` is the policy's."""
+    same = same_tokens(model.tokenizer, tokenizer)
+
+    def score(asked: Sequence[Asked]) -> list[float | None]:
+        if same:
+            return [one for (one,) in model.score_trees([item.tree for item in asked])]
+        examples = [
+            CompletionExample(
+                origin=item.tree.origin, prompt=item.prompt, completion=item.completion
+            )
+            for item in asked
+        ]
+        found = model.trees(examples)
+        for trees in found:
+            if isinstance(trees, Drop):
+                raise RecipeError(
+                    f"reward_model={model.name!r}: its chat template cannot render a response "
+                    f"({trees.reason}); choose a reward model for such rows"
+                )
+        trees = [tree for one in found if not isinstance(one, Drop) for tree in one]
+        return [one for (one,) in model.score_trees(trees)]
+
+    return score
+
+
+def by_function(function: RewardFunction, *, time_limit: float, on_bad: OnBad) -> Score:
+    """A reward function as a source of scores."""
+
+    def score(asked: Sequence[Asked]) -> list[float | None]:
+        found = call(
+            function,
+            [item.prompt for item in asked],
+            [item.completion for item in asked],
+            columns_of([item.columns for item in asked]),
+            time_limit,
+            completion_ids=[item.tree.branches[0].ids for item in asked],
+            origins=[item.tree.origin for item in asked],
+            on_bad=on_bad,
+            on_bad_key="on_bad_reward",
+        )
+        return found.values
+
+    return score
+
+
+def same_tokens(one: Any, other: Any) -> bool:
+    """Whether two tokenizers write the same prompts with the same ids; their pads may differ."""
+    return one.get_vocab() == other.get_vocab() and one.chat_template == other.chat_template

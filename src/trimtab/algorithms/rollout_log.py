@@ -1,0 +1,116 @@
+"""What is written down of a rollout: its metrics under TRL's names, its completions as a table."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from trimtab.algorithms.experience import Experience
+from trimtab.algorithms.judge import Asked
+from trimtab.errors import CheckpointError
+from trimtab.training import files
+from trimtab.training.terms import Metric
+
+NGRAM = 4  # tokens; repeated ones are the plainest sign of a reward that is being gamed
+
+
+def completion_metrics(experience: Experience) -> dict[str, Metric]:
+    """Rewards, lengths, ends and repetition of a rollout's responses."""
+    r = experience.responses
+    valid, ended = r["valid"].bool(), r["ended"].bool()
+    lengths = experience.lengths.float()
+    found = {
+        "reward": mean(r["score"][valid]),
+        "reward_std": Metric(_spread(r["score"][valid]), 1.0),
+        "completions/mean_length": mean(lengths),
+        "completions/min_length": Metric(lengths.min().item(), 1.0),
+        "completions/max_length": Metric(lengths.max().item(), 1.0),
+        "completions/clipped_ratio": mean((~ended).float()),
+        "completions/repetition": mean(repetition(experience)),
+    }
+    if ended.any():
+        found["completions/mean_terminated_length"] = mean(lengths[ended])
+    if bool((~valid).any()):
+        found["rewards/dropped"] = mean((~valid).float())
+    for name, values in r.items():
+        if name.startswith("reward:"):
+            known = values[~values.isnan()]
+            if len(known):
+                found[f"rewards/{name[7:]}/mean"] = mean(known)
+                found[f"rewards/{name[7:]}/std"] = Metric(_spread(known), 1.0)
+    correlation = _correlation(lengths[valid], r["score"][valid])
+    if correlation is not None:
+        found["rewards/length_correlation"] = Metric(correlation, 1.0)
+    return found
+
+
+def repetition(experience: Experience) -> Tensor:
+    """[N] share of a response's token 4-grams that it has said before; 0 for shorter ones."""
+    found: list[float] = []
+    for tree in experience.trees:
+        for branch in tree.branches:
+            grams = [branch.ids[i : i + NGRAM] for i in range(len(branch.ids) - NGRAM + 1)]
+            found.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
+    return torch.tensor(found)
+
+
+def mean(values: Tensor) -> Metric:
+    """Mean of values as a metric."""
+    return Metric(values.double().sum().item(), float(values.numel()))
+
+
+def _spread(values: Tensor) -> float:
+    return values.double().std().item() if values.numel() > 1 else 0.0
+
+
+def _correlation(one: Tensor, other: Tensor) -> float | None:
+    if one.numel() < 3 or one.std() == 0 or other.std() == 0:
+        return None
+    return torch.corrcoef(torch.stack([one, other]).double())[0, 1].item()
+
+
+def write_completions(experience: Experience, asked: Sequence[Asked], folder: Path) -> None:
+    """``completions/rollout_<number>.parquet``: prompt, completion, rewards, advantage, KL."""
+    r, sequence = experience.responses, experience.sequence
+    count = len(asked)
+    table: dict[str, list[Any]] = {
+        "rollout": [experience.number] * count,
+        "prompt": [_text(one.prompt) for one in asked],
+        "completion": [_text(one.completion) for one in asked],
+        "ended": r["ended"].tolist(),
+        "tokens": experience.lengths.tolist(),
+        "reward": r["score"].tolist(),
+    }
+    for name, values in r.items():
+        if name.startswith("reward:"):
+            table[name[7:]] = values.tolist()
+    for column in ("kl", "advantages"):
+        if column in experience.tokens:
+            sums = torch.zeros(count).index_add(0, sequence, experience.tokens[column].float())
+            name = "advantage" if column == "advantages" else column
+            shown = sums / experience.lengths if column == "advantages" else sums
+            table[name] = shown.tolist()
+    content = io.BytesIO()
+    pq.write_table(pa.table(table), content)
+    path = folder / "completions" / f"rollout_{experience.number:06d}.parquet"
+    try:
+        files.make_folder(path.parent)
+        files.write_atomic(path, content.getvalue())
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror or error}); see to the disk and run the "
+            "same command again: it goes on from the last checkpoint"
+        ) from error
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "\n".join(str(message.get("content", "")) for message in value)

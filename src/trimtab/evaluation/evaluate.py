@@ -1,0 +1,288 @@
+"""``trimtab evaluate``: what a model is worth on held-out rows, as a folder with a report card.
+
+A reward model gets its report card. A causal language model gets the same card on preference rows,
+by the log-probability of the responses (the untrained baseline of a reward model), and loss,
+perplexity, bits per byte and token accuracy on texts, chats and completions.
+
+    report_card.json    all numbers, counts and the seed
+    report_card.md      verdict, tables and charts
+    *.svg               the charts
+    scores.jsonl        a line a row: file, line, scores
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trimtab import __version__
+from trimtab.config.data_keys import DatasetSpec
+from trimtab.data.chat_tokens import fingerprint_tokenizer
+from trimtab.data.rows import Example
+from trimtab.data.sources import Loaded, load_examples
+from trimtab.data.tokenise_report import TokeniseReport
+from trimtab.errors import DataError, RecipeError, UsageError
+from trimtab.evaluation import card_charts
+from trimtab.evaluation.card_text import markdown, summary
+from trimtab.evaluation.comparisons import ScoredRow
+from trimtab.evaluation.reward_card import comparison_card, text_card
+from trimtab.evaluation.rows_to_judge import Judged, Read, Trees, gold_of, judge, read
+from trimtab.evaluation.subjects import Candidate, LanguageSubject, facts, find, loaded
+from trimtab.models.hub import quiet
+from trimtab.training import files
+from trimtab.training.progress import Progress
+
+CARD, PAGE, SCORES = "report_card.json", "report_card.md", "scores.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What is evaluated on what; the command line's options have the same names."""
+
+    model: str
+    dataset_name: str
+    baseline: str | None = None
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    kind: str | None = None
+    dataset_split: str = "test"
+    max_rows: int | None = None
+    max_length: int = 1024
+    max_bad_rows: float = 0.0
+    token_budget: int = 8192
+    output_dir: str | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A card, its charts by file name, and the lines of scores.jsonl."""
+
+    card: dict[str, Any]
+    charts: dict[str, str]
+    lines: list[dict[str, Any]]
+
+
+def evaluate_file(options: EvaluateOptions, *, as_json: bool = False) -> int:
+    """Evaluate, write the folder, print the verdict (or the card as JSON); returns 0.
+
+    Raises UsageError (RecipeError, DataError) for what is wrong with options, models or rows, and
+    RunError where a model's scores are not finite.
+    """
+    folder = Path(options.output_dir or default_folder(options))
+    with Progress(0, "evaluate") as progress:
+        outcome = evaluate(options, progress, folder)
+    write(outcome, folder)
+    if as_json:
+        print(json.dumps(outcome.card, ensure_ascii=False))
+        return 0
+    print("\n".join([*summary(outcome.card), "", f"report card: {folder / PAGE}"]))
+    return 0
+
+
+def evaluate(options: EvaluateOptions, progress: Progress, folder: Path) -> Outcome:
+    """Everything but the writing. What costs little and may be wrong is looked at first."""
+    check(options, folder)
+    quiet()
+    ours = find(options.model, "model")
+    theirs = find(options.baseline, "baseline") if options.baseline else None
+    accepts = ours.accepts & theirs.accepts if theirs else ours.accepts
+    progress.stage("reading rows")
+    source = DatasetSpec(
+        path=options.dataset_name,
+        columns=dict(options.columns),
+        kind=options.kind,  # type: ignore[arg-type] - checked where rows are recognised
+        split=options.dataset_split,
+    )
+    rows = load_examples(
+        [source], accepts, max_rows=options.max_rows, max_bad_rows=options.max_bad_rows
+    )
+    for notice in rows.report.notices:
+        progress.note(notice)
+    examples = rows.examples[0]
+    if rows.report.sources[0].kind in ("preference", "ranked"):
+        outcome, report = _comparisons(options, ours, theirs, examples, progress)
+    else:
+        outcome, report = _texts(options, ours, theirs, examples, progress)
+    card = {
+        "verdict": outcome.card.pop("verdict"),
+        "trimtab": __version__,
+        "dataset": options.dataset_name,
+        "data_fingerprint": rows.fingerprint,
+        "rows": _account(rows, report),
+        **outcome.card,
+    }
+    card["files"] = sorted((CARD, PAGE, SCORES, *outcome.charts))
+    return dataclasses.replace(outcome, card=card)
+
+
+def check(options: EvaluateOptions, folder: Path) -> None:
+    """Refuse options that make no sense, and an output folder that cannot be written to."""
+    for name in ("max_rows", "max_length", "token_budget"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise RecipeError(f"{name}={value}: must be at least 1")
+    try:
+        files.make_folder(folder)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UsageError(
+            f"output_dir={folder}: cannot be written to: {reason}; give another --output-dir"
+        ) from None
+
+
+def default_folder(options: EvaluateOptions) -> str:
+    """``runs/evaluate-<model>-<data>``."""
+    names = [_stem(options.model), _stem(options.dataset_name)]
+    return "runs/evaluate-" + "-".join(names)
+
+
+def _stem(path: str) -> str:
+    """The last part of a path or hub id, without the ending of a data file."""
+    parts = [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..")] or ["here"]
+    last = re.sub(r"\.(jsonl|json|csv|parquet)(\.gz|\.zst)?$", "", parts[-1])
+    if re.fullmatch(r"checkpoint-\d+", last) and len(parts) > 1:
+        last = f"{parts[-2]}-{last}"
+    return re.sub(r"[^A-Za-z0-9._]+", "-", last).strip("-.") or "data"
+
+
+# ---------------------------------------------------------------------- comparisons
+
+
+def _comparisons(
+    options: EvaluateOptions,
+    ours: Candidate,
+    theirs: Candidate | None,
+    examples: Sequence[Example],
+    progress: Progress,
+) -> tuple[Outcome, TokeniseReport]:
+    gold, gold_source = gold_of(examples)
+
+    def judged(candidate: Candidate) -> tuple[Judged, dict[str, Any]]:
+        progress.stage(f"loading {candidate.name}")
+        with loaded(candidate, options.token_budget) as subject:
+            trees = Trees(subject, examples, options.max_length)
+            progress.stage(f"scoring with {candidate.name}", total=len(trees.trees))
+            found = judge(subject, trees, gold, options.token_budget, progress.update)
+            return found, facts(subject, options.max_length)
+
+    found, model = judged(ours)
+    baseline = None
+    if theirs is not None:
+        other, other_facts = judged(theirs)
+        baseline = (other_facts, other.rows)
+    card = comparison_card(
+        found.rows, model=model, gold_source=gold_source, baseline=baseline, seed=options.seed
+    )
+    charts = card_charts.comparison_charts(card, found.rows)
+    lines = _score_lines(found.rows, baseline[1] if baseline else {})
+    return Outcome(card, charts, lines), found.report
+
+
+def _score_lines(
+    rows: Mapping[str, Sequence[ScoredRow]], baseline: Mapping[str, Sequence[ScoredRow]]
+) -> list[dict[str, Any]]:
+    """One object a row: where it is, ranks and lengths, and the scores under their names."""
+    first = next(iter(rows.values()))
+    lines: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in first:
+        lines[row.origin.source, row.origin.row] = {
+            "file": row.origin.source,
+            "line": row.origin.row,
+            "source": row.source,
+            "ranks": list(row.ranks),
+            "lengths": list(row.lengths),
+            **({"gold": list(row.gold)} if row.gold else {}),
+        }
+    for prefix, table in (("", rows), ("baseline_", baseline)):
+        for name, found in table.items():
+            for row in found:
+                line = lines.get((row.origin.source, row.origin.row))
+                if line is not None:
+                    line[prefix + name] = list(row.scores)
+    return list(lines.values())
+
+
+# ---------------------------------------------------------------------- texts
+
+
+def _texts(
+    options: EvaluateOptions,
+    ours: Candidate,
+    theirs: Candidate | None,
+    examples: Sequence[Example],
+    progress: Progress,
+) -> tuple[Outcome, TokeniseReport]:
+    def predicted(candidate: Candidate) -> tuple[Read, dict[str, Any], str]:
+        progress.stage(f"loading {candidate.name}")
+        with loaded(candidate, options.token_budget) as subject:
+            assert isinstance(subject, LanguageSubject), "a reward model takes no such rows"
+            trees = Trees(subject, examples, options.max_length)
+            progress.stage(f"reading with {candidate.name}", total=len(trees.trees))
+            found = read(subject, trees, options.token_budget, progress.update)
+            identity = fingerprint_tokenizer(subject.renderer.tokenizer)
+            return found, facts(subject, options.max_length), identity
+
+    found, model, tokens = predicted(ours)
+    baseline, same = None, False
+    if theirs is not None:
+        other, other_facts, other_tokens = predicted(theirs)
+        baseline, same = (other_facts, other.rows), tokens == other_tokens
+    card = text_card(
+        found.rows, model=model, baseline=baseline, same_tokens=same, seed=options.seed
+    )
+    lines = [
+        {
+            "file": row.source_file,
+            "line": row.row,
+            "source": row.source,
+            "nll": row.nll,
+            "tokens": row.tokens,
+            "bytes": row.size,
+            "right": row.right,
+        }
+        for row in found.rows
+    ]
+    return Outcome(card, card_charts.text_charts(card), lines), found.report
+
+
+# ---------------------------------------------------------------------- what is written
+
+
+def _account(rows: Loaded, report: TokeniseReport) -> dict[str, Any]:
+    """Rows read = rows evaluated + bad ones + dropped ones, each with a reason."""
+    source = rows.report.sources[0]
+    return {
+        "kind": source.kind,
+        "read": source.rows_in,
+        "bad": dict(source.bad),
+        "dropped": {reason: found.count for reason, found in report.dropped.items()},
+        "evaluated": report.rows - report.rows_dropped,
+        "prompts_cut": report.prompts_cut,
+        "responses_cut": report.responses_cut,
+    }
+
+
+def write(outcome: Outcome, folder: Path) -> None:
+    """Write the folder; charts that an earlier evaluation left there and this one lacks go."""
+    page = markdown(outcome.card, set(outcome.charts))
+    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in outcome.lines)
+    texts = {
+        **outcome.charts,
+        SCORES: "".join(lines),
+        PAGE: page,
+        CARD: json.dumps(outcome.card, ensure_ascii=False, indent=1) + "\n",
+    }
+    try:
+        for name, text in texts.items():
+            files.write_atomic(folder / name, text.encode())
+        for name in card_charts.FILES:
+            if name not in outcome.charts:
+                (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be written to: {error.strerror or error}; give another --output-dir"
+        ) from error

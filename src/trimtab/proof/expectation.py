@@ -1,0 +1,134 @@
+"""The exact expected loss of a policy over a problem, for any loss of the contract; its minimum."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.losses.contract import LossSpec
+from trimtab.losses.types import Pair, PairValues, Ranking, SequenceLogprobs
+from trimtab.proof.closed_forms import win_rate
+from trimtab.proof.preferences import all_pairs, all_rankings
+from trimtab.proof.problem import Problem
+
+RANKED = 3  # responses of a ranking
+
+
+@dataclasses.dataclass(frozen=True)
+class Expectation:
+    """What a loss of one kind is called with, and the probability of each of its units.
+
+    pair       all ordered pairs, with Bradley-Terry probabilities
+    unpaired   every response as desirable, with the probability that it beats a drawn one, and as
+               undesirable with the rest
+    ranking    all rankings of three responses, with Plackett-Luce probabilities
+
+    ``index`` holds the units' responses as numbers in the flattened [X, Y]: [P, 2] (winner and
+    loser), [N] or [R, K] (best first). ``weight`` sums to 1, or to a little less.
+    """
+
+    spec: LossSpec
+    problem: Problem
+    index: Tensor
+    weight: Tensor
+    labels: Tensor | None = None
+
+    @staticmethod
+    def of(spec: LossSpec, problem: Problem) -> Expectation:
+        """The expectation for a loss's kind."""
+        prompts, responses = problem.shape
+        if spec.kind == "pair":
+            pairs = all_pairs(problem)
+            first = pairs.prompt * responses
+            index = torch.stack([first + pairs.winner, first + pairs.loser], 1)
+            return Expectation(spec, problem, index, pairs.weight)
+        if spec.kind == "ranking":
+            ranked = all_rankings(problem, RANKED)
+            index = ranked.prompt[:, None] * responses + ranked.order
+            return Expectation(spec, problem, index, ranked.weight)
+        drawn, wins = (problem.sampling / prompts).flatten(), win_rate(problem).flatten()
+        every = torch.arange(prompts * responses)
+        labels = torch.arange(2 * len(every)) < len(every)
+        weight = torch.cat([drawn * wins, drawn * (1 - wins)])
+        return Expectation(spec, problem, every.repeat(2), weight, labels)
+
+    def inputs(self, log_policy: Tensor, sequence_kl: Tensor | None = None) -> dict[str, Any]:
+        """All that the loss's call can name, for log-probs [X, Y] and KLs [X, Y]."""
+        found: dict[str, Any] = {
+            "policy": self._compared(log_policy),
+            "reference": self._compared(self.problem.reference),
+            "labels": self.labels,
+        }
+        if self.spec.kind == "pair":
+            # As for rows without a margin column.
+            found["margins"] = torch.zeros_like(self.weight)
+        if sequence_kl is not None:
+            flat = sequence_kl.flatten()
+            found["sequence_kl"] = PairValues(flat[self.index[:, 0]], flat[self.index[:, 1]])
+        return {name: found[name] for name in self.spec.needs}
+
+    def _compared(self, log_probs: Tensor) -> Pair | SequenceLogprobs | Ranking:
+        sums = log_probs.flatten()
+        lengths = self.problem.lengths.repeat(self.problem.shape[0])
+
+        def of(index: Tensor) -> SequenceLogprobs:
+            return SequenceLogprobs(sums[index], lengths[index])
+
+        if self.spec.kind == "pair":
+            return Pair(of(self.index[:, 0]), of(self.index[:, 1]))
+        if self.spec.kind == "ranking":
+            return Ranking(*of(self.index), torch.ones_like(self.index, dtype=torch.bool))
+        return of(self.index)
+
+    def value(
+        self, loss: Callable[..., Any], log_policy: Tensor, sequence_kl: Tensor | None = None
+    ) -> Tensor:
+        """The expected loss, a scalar with gradient."""
+        return (self.weight * loss(**self.inputs(log_policy, sequence_kl)).losses).sum()
+
+
+class Minimum(NamedTuple):
+    """Where a minimisation ended: the value, and the largest entry of the gradient there."""
+
+    value: float
+    gradient: float
+
+
+def minimise(
+    module: nn.Module, objective: Callable[[], Tensor], *, rounds: int = 20, tolerance: float = 1e-12
+) -> Minimum:
+    """Minimise ``objective()`` over the module's parameters with L-BFGS, all terms at once.
+
+    A round is 25 iterations; a new one forgets the curvature, which helps where the last one got
+    stuck. It ends early when no entry of the gradient exceeds ``tolerance``, when a round improved
+    nothing, or when nothing is finite.
+    """
+    parameters = list(module.parameters())
+    found = Minimum(float("nan"), float("nan"))
+    for _ in range(rounds):
+        optimizer = torch.optim.LBFGS(
+            parameters,
+            max_iter=25,
+            tolerance_grad=tolerance,
+            tolerance_change=0.0,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure(optimizer: torch.optim.LBFGS = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            value = objective()
+            value.backward()
+            return value
+
+        optimizer.step(closure)  # type: ignore[arg-type]
+        value = closure()
+        largest = max(float(p.grad.abs().max()) for p in parameters if p.grad is not None)
+        before, found = found, Minimum(value.item(), largest)
+        no_better = found.value >= before.value and found.gradient > before.gradient / 2
+        if not largest > tolerance or no_better:
+            break
+    return found
