@@ -40,9 +40,10 @@ def _words(text: str) -> list[str]:
 _SHARED = _words(
     "--output-dir run --cache-dir cache --precision fp32 --device cpu --threads 1 "
     f"--max-steps {STEPS} --per-device-train-batch-size 3 --token-budget 72 --learning-rate 1e-2 "
-    "--save-steps 3 --logging-steps 2 --eval-steps 4 --sample-steps 5 --sample-prompts 1 "
-    "--sample-max-new-tokens 3"
+    "--save-steps 3 --logging-steps 2 --eval-steps 4"
 )
+_SAMPLES = _words("--sample-steps 5 --sample-prompts 1 --sample-max-new-tokens 3")
+_SILENT = ("reward", "classify")  # these write no text
 _ROWS = "--dataset ../pairs.jsonl --eval-dataset ../pairs_held.jsonl"
 _PAIRS = f"--model ../model {_ROWS}"
 STAGES: dict[str, list[str]] = {
@@ -60,6 +61,16 @@ STAGES: dict[str, list[str]] = {
     "kto": _words(f"kto {_PAIRS}"),
     "orpo": _words(f"orpo {_PAIRS}"),
     "tdpo2": _words(f"dpo {_PAIRS} --loss tdpo2"),
+    "reward": _words(f"reward {_PAIRS} --backbone.share 0.9"),
+    "ppo": _words(
+        f"ppo {_PAIRS} --reward-funcs ../rewards.py:vowels --num-ppo-epochs 2 --kl-target 0.5 "
+        "--kl-controller adaptive --kl-horizon 20 --max-completion-length 6 --num-generations 2 "
+        "--mix.dataset-name ../texts.jsonl --mix.weight 0.5"
+    ),
+    "grpo": _words(
+        f"grpo {_PAIRS} --reward-funcs ../rewards.py:vowels --num-iterations 2 "
+        "--num-mini-batches 2 --max-completion-length 6 --num-generations 3"
+    ),
     "dpo_on_lora": _words(f"dpo --model ../adapter/run {_ROWS} --use-peft --lora-r 2"),
 }
 
@@ -91,6 +102,10 @@ class Ended(NamedTuple):
 def make_inputs(folder: Path) -> None:
     """The model and all data files that ``STAGES`` name; ``dpo_on_lora`` needs more."""
     tiny_runs.save_tiny_model(folder / "model")
+    (folder / "rewards.py").write_text(
+        "def vowels(completions, **_):\n"
+        "    return [sum(map(text.count, 'aeiou')) / (1 + len(text)) for text in completions]\n"
+    )
     for name, make in (
         ("texts", tiny_runs.texts),
         ("answers", tiny_runs.answers),
@@ -154,7 +169,7 @@ def _in_child(
     if kill is not None and kill.phase == "delay":
         signal.setitimer(signal.ITIMER_REAL, kill.at / 1000)
     with files.hooked(watch.operation):
-        code = main([*words, *_SHARED])
+        code = main([*words, *_SHARED, *(() if words[0] in _SILENT else _SAMPLES)])
     Path("events.json").write_text(json.dumps(watch.counts))
     return code
 

@@ -28,7 +28,7 @@ from .runs import Ended, Kill
 pytest.importorskip("peft")
 pytestmark = [runs.needs_fork, quiet_fork]
 
-CONTINUED = ["pretrain", "sft", "dpo", "dpo_lora", "beta_dpo", "kto"]
+CONTINUED = ["pretrain", "sft", "dpo", "dpo_lora", "beta_dpo", "kto", "reward", "ppo", "grpo"]
 
 
 class World:
@@ -120,6 +120,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         ("dpo_lora", [("train", 0.7), ("evaluate", 0.2)]),
         ("beta_dpo", [("train", 0.75), ("sample", 0.3)]),
         ("kto", [("start", 0.9), ("train", 0.8)]),
+        ("reward", [("train", 0.7), ("finish", 0.3)]),
+        ("ppo", [("train", 0.75), ("train", 0.6)]),
+        ("grpo", [("save", 0.6), ("train", 0.5)]),
     ],
 )
 def test_killed_and_run_again_ends_with_the_same_bits(
@@ -185,6 +188,15 @@ def test_a_run_that_forgets_something_is_found_out(
     assert "metrics.jsonl" in differing
     assert same not in differing
     assert differs is None or differs in differing
+
+
+def test_a_forgotten_kl_controller_is_found_out(world: World) -> None:
+    """At the checkpoint of step 6 a rollout begins: within one, its own file would tell."""
+    kill = world.kill("ppo", "train", 6.5 / runs.STEPS)
+    forgets = patched("trimtab.algorithms.ppo:PPO.load_state_dict", nothing)
+    made, differing = world.trial("ppo", [kill], forgets)
+    assert made == 1
+    assert {MODEL, "metrics.jsonl"} <= set(differing)
 
 
 # Ctrl-C: in a step, an evaluation, a save; while rows are read; while the model is written; twice.
