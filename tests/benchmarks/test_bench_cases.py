@@ -6,17 +6,20 @@ from typing import Any
 
 import pytest
 from benchmarks.trimtab_side import recipe_keys
+from benchmarks.trl_side import arguments
 
 from benchmarks import models, rows, run, table
 from trimtab.config.resolve import recipe_from_kwargs
 
 
 def job(case: dict[str, Any], arm: dict[str, Any]) -> dict[str, Any]:
-    made = run.job_of(case, arm, [pair() for _ in range(999)], 1)
+    made = run.job_of(case, arm, [pair(case["kind"]) for _ in range(999)], 1)
     return {**made, "data": "rows.jsonl", "scratch": "scratch"}
 
 
-def pair() -> dict[str, Any]:
+def pair(kind: str) -> dict[str, Any]:
+    if kind == "plain-4":
+        return {"prompt": "p", "responses": list("abcde"), "ranks": [5, 1, 2, 3, 4]}
     return {"prompt": "p", "chosen": "c", "rejected": "r"}
 
 
@@ -30,10 +33,24 @@ def test_every_case_can_be_run(name: str) -> None:
     assert case["warmup_steps"] < case["steps"] or case["measures"] == "startup"
     assert next(iter(case["arms"].values()))["side"] == "trimtab"
     for arm in case["arms"].values():
+        made = job(case, arm)
         if arm["side"] == "trimtab":
-            keys = recipe_keys(job(case, arm))
-            recipe: Any = recipe_from_kwargs(case["verb"], env={}, **keys).recipe
+            recipe: Any = recipe_from_kwargs(case["verb"], env={}, **recipe_keys(made)).recipe
             assert recipe.rows_per_step == case["batch"] and not recipe.shuffle
+        else:
+            # Of a step's rows the other side makes exactly the pairs of its micro-batches.
+            pairs = [one for row in made["rows"][: case["batch"]] for one in rows.pairs_of(row)]
+            keys = arguments(made)
+            size, times = keys["per_device_train_batch_size"], keys["gradient_accumulation_steps"]
+            assert len(pairs) == size * times == case["batch"] * case["pairs_per_row"]
+
+
+def test_a_step_of_rankings_is_six_micro_batches_of_pairs() -> None:
+    case = run.cases_of(["reward-9m-k4"], quick=False)["reward-9m-k4"]
+    keys = arguments(job(case, case["arms"]["trl-tuned"]))
+    found = (keys["per_device_train_batch_size"], keys["gradient_accumulation_steps"])
+    assert found == (8, 6) and keys["gradient_checkpointing"] is False
+    assert "pairs_per_row" not in keys
 
 
 def test_arms_depend_on_what_the_machine_can() -> None:
@@ -93,3 +110,14 @@ def test_figures_of_a_case() -> None:
     assert table.disagreement({**gap, "first_loss": 1e-6}, {"fp32"}) is None
     nan = float("nan")
     assert table.disagreement({**gap, "first_loss": nan}, {"fp32"}) is not None
+
+
+def test_scores_are_compared_as_well_as_the_loss() -> None:
+    """Mean and margin of the scores of a reward model: read elsewhere, they show it at once."""
+    first = {"log": [{"loss": 0.7, "margin": 0.1, "mean_reward": -0.2}, {"loss": 0.6}]}
+    other = {"log": [{"loss": 0.7, "margin": 0.1, "mean_reward": -0.3}, {"loss": 0.6}]}
+    gap = table.loss_gap(first, other, "reward")
+    assert gap["scores"] == pytest.approx(0.1) and gap["first_loss"] == 0.0
+    assert "scores differs by 0.1" in str(table.disagreement(gap, {"fp32"}))
+    assert table.disagreement(table.loss_gap(first, first, "reward"), {"fp32"}) is None
+    assert table.loss_gap(first, other, "sft")["scores"] is None

@@ -31,6 +31,30 @@ def test_shape_of_a_llama() -> None:
     assert llama_shape({**CONFIG, "head_dim": 6}).attention_width == 12
 
 
+def test_scores_have_no_head() -> None:
+    """A reward model makes no logits: the body alone is counted, wherever its trees end."""
+    scored = llama_shape({**CONFIG, "architectures": ["LlamaForSequenceClassification"]})
+    language = llama_shape({**CONFIG, "architectures": ["LlamaForCausalLM"]})
+    assert (scored.head.weights, language.head.weights) == (0, 400)
+    assert scored.body == language.body
+    expected = 2 * BODY * 6 + 4 * 2 * 8 * 19
+    assert forward(scored, [PAIR]) == forward(language, [PAIR._replace(targets=0)]) == expected
+
+
+def test_a_ranking_reads_its_prompt_once() -> None:
+    scored = llama_shape({**CONFIG, "architectures": ["LlamaForSequenceClassification"]})
+    ranking = Tree(trunk=10, branches=(1, 2, 3, 4), targets=0)
+    # Keys seen: the prompt's 55, and 10 a token of a response with the triangle of its own.
+    assert (ranking.tokens, ranking.visible_keys) == (20, 55 + 11 + 23 + 36 + 50)
+    expected = 3 * (2 * BODY * 20 + 4 * 2 * 8 * 175)
+    assert training(scored, [ranking]) == expected
+    # Its six pairs have the prompt six times, and every response three times.
+    lengths = ((1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4))
+    pairs = [Tree(10, two, 0) for two in lengths]
+    assert sum(pair.tokens for pair in pairs) == 6 * 10 + 3 * 10
+    assert training(scored, pairs) > 4 * expected
+
+
 def test_a_pair_by_hand() -> None:
     # Keys seen: trunk 1 + 2 + 3, first branch 4 + 5, second branch 4 (it starts over at depth 3).
     assert PAIR.visible_keys == 6 + 9 + 4

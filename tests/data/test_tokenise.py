@@ -141,7 +141,7 @@ def test_a_long_labelled_text_is_cut_before_its_end_token() -> None:
 def test_no_text_left_of_a_labelled_row_is_a_drop() -> None:
     """An end token alone says nothing of the text."""
     row = LabelledExample(origin=at(), text="one two three", label=3)
-    made = renderer("bytes")
+    made = renderer("bytes, bos added")
     found = tokenise(row, made, TokeniseOptions(max_length=2, classes=(2, 3)))
     assert found == Drop("the prompt leaves no room for a response", "1 tokens, max_length 2")
 

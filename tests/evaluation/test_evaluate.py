@@ -300,12 +300,17 @@ WRONG = {
     "no file": (["reward", "--dataset", "no.jsonl"], "no.jsonl: no such file"),
     "folder": (
         ["lm", "--dataset", "pairs.jsonl", "--output-dir", "pairs.jsonl"],
-        "output_dir=pairs.jsonl: cannot be written to: File exists",
+        "output_dir=pairs.jsonl: pairs.jsonl is no folder; give another",
     ),
     "number": (["lm", "--dataset", "pairs.jsonl", "--max-length", "0"], "max_length=0: must be"),
     "column": (
         ["lm", "--dataset", "pairs.jsonl", "--columns", "chosen=god"],
         "pairs.jsonl:1: no column 'god'",
+    ),
+    "no name": (["lm", "--dataset", ""], "dataset_name: is empty"),
+    "kind": (
+        ["reward", "--dataset", "texts.jsonl", "--kind", "text"],
+        "texts.jsonl:1: kind 'text', but this stage takes",
     ),
     "nothing left": (
         ["reward", "--dataset", "pairs.jsonl", "--max-length", "2"],
@@ -333,6 +338,7 @@ def test_what_is_wrong_is_one_line(
     assert printed.out == "" and "Traceback" not in printed.err
     assert last.startswith("trimtab: "), printed.err
     assert re.match(f"trimtab: {expected}", last), last
+    assert not (here / "runs").exists(), "a refused command leaves nothing behind"
 
 
 def test_bad_rows_may_be_left_out(here: Path) -> None:

@@ -58,6 +58,15 @@ def gradients(losses: Tensor, *leaves: Tensor) -> list[Tensor]:
     return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
 
 
+def slopes_agree(function: Callable[[Tensor], Tensor], at: Tensor) -> bool:
+    """Autograd's gradient of the sum of an fp64 function against central differences."""
+    point = at.detach()
+    found = gradients(function(leaf := point.clone().requires_grad_()), leaf)[0]
+    steps = 1e-6 * torch.eye(len(point), dtype=F64)
+    wanted = [(function(point + h) - function(point - h)).sum() / 2e-6 for h in steps]
+    return close(found, torch.stack(wanted), 1e-7, 1e-7)
+
+
 def close(actual: Any, wanted: Any, rtol: float, atol: float = 0.0) -> bool:
     """Whether all numbers agree to a relative tolerance."""
     a, b = torch.as_tensor(actual, dtype=F64), torch.as_tensor(wanted, dtype=F64)

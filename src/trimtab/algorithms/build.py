@@ -114,11 +114,12 @@ class _Builder:
         maker = RecipeModel(recipe, source, self.renderer, self.progress, self.labels)
         policy, chosen = maker.policy(precision)
         every = tuple(r for r in (train, held_out, mix) if r is not None)
-        longest = rows.longest(every, policy)
         if isinstance(recipe, OnPolicyRecipe):
             from trimtab.algorithms.build_on_policy import longest_rollout
 
             longest = longest_rollout(rows, train, policy, recipe)
+        else:
+            longest = rows.longest(every, policy)
         conclude = None
         if isinstance(recipe, (RewardRecipe, ClassifyRecipe)):
             stores = [store for r in every for store in r.stores]

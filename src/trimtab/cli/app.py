@@ -88,6 +88,16 @@ def _app() -> App:
     app.command(data)
     app.command(demo, group=tools)
     app.command(evaluate, group=tools)
+    app.command(score, group=tools)
+    bench = App(
+        name="verify-loss",
+        help="Put a preference loss on the bench: a built-in one, or FILE.py:FUNCTION.",
+        help_flags=[],
+        version_flags=[],
+        group=tools,
+    )
+    bench.default(verify)  # a loss's hyper-parameters are options that cyclopts does not know
+    app.command(bench)
     return app
 
 
@@ -260,11 +270,106 @@ def evaluate(
     return evaluate_file(options, as_json=as_json)
 
 
+def score(
+    file: str,
+    /,
+    *,
+    output: str,
+    reward_model: str | None = None,
+    reward_funcs: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)] = (),
+    reward_weights: Annotated[
+        tuple[float, ...], Parameter(negative="", consume_multiple=True)
+    ] = (),
+    columns: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)] = (),
+    dataset_split: str = "train",
+    max_rows: int | None = None,
+    max_bad_rows: float = 0.01,
+    max_length: int | None = None,
+    token_budget: int | None = None,
+    isolate: Annotated[bool, Parameter(negative="")] = False,
+    time_limit: float | None = None,
+    on_bad: Literal["stop", "drop"] = "stop",
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    drop_tied: Annotated[bool, Parameter(negative="")] = False,
+    restart: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Score the responses of a file with a reward model, reward functions, or both.
+
+    Parameters
+    ----------
+    file
+        Rows with prompt + responses, prompt + completion, or prompt + chosen + rejected.
+    output
+        File (.jsonl) of the same rows with scores and ranks (1 = best), score, or margin.
+    reward_model
+        Reward model or ensemble of them: folder or hub id.
+    reward_funcs
+        Reward functions: built-in names, FILE.py:FUNCTION or MODULE:FUNCTION, with options as in
+        'length(target=200)'.
+    reward_weights
+        Factor of each reward, the model's first; otherwise 1 each.
+    columns
+        Our column = theirs, e.g. prompt=question responses=answers.
+    dataset_split
+        Split of a hub dataset or of a folder of splits.
+    max_rows
+        Take so many rows from the start of the file.
+    max_bad_rows
+        Bad rows to leave out: below 1 a share of the rows, from 1 on a count.
+    max_length
+        Longest prompt + response in tokens that the reward model reads (1024).
+    token_budget
+        Tokens in one forward pass of the reward model (8192).
+    isolate
+        Run the functions in processes of their own, with limits.
+    time_limit
+        Seconds that a function may take for a call, of at most 64 rows (60).
+    on_bad
+        When a function fails, or a score is NaN: stop, or leave the row out.
+    overwrite
+        Replace scores that the rows have already.
+    drop_tied
+        Leave out rows in which no response is ranked above another.
+    restart
+        Score anew: replace the output, and what an unfinished run left of it.
+    """
+    from trimtab.config.resolve import read_columns
+    from trimtab.rewards.score_file import ScoreOptions, score_file
+
+    options = ScoreOptions(
+        file=file,
+        output=output,
+        reward_model=reward_model,
+        reward_funcs=reward_funcs,
+        reward_weights=reward_weights or None,
+        columns=read_columns(columns),
+        dataset_split=dataset_split,
+        max_rows=max_rows,
+        max_bad_rows=max_bad_rows,
+        max_length=max_length,
+        token_budget=token_budget,
+        isolate=isolate,
+        time_limit=time_limit,
+        on_bad=on_bad,
+        overwrite=overwrite,
+        drop_tied=drop_tied,
+        restart=restart,
+    )
+    return score_file(options)
+
+
+def verify(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]) -> int:
+    """``trimtab verify-loss TOKENS``."""
+    from trimtab.cli.verify_loss import verify_loss
+
+    return verify_loss(tokens)
+
+
 # ---------------------------------------------------------------------- wrong verbs
 
 
 def _refuse_unknown_verb(arguments: Sequence[str]) -> None:
-    verbs = [*TRAINING, "data", "demo", "evaluate"]
+    verbs = [*TRAINING, "data", "demo", "evaluate", "score", "verify-loss"]
     if not arguments or arguments[0].startswith("-") or arguments[0] in verbs:
         return
     from trimtab.config.hints import FOREIGN_VERBS, STAGES

@@ -14,18 +14,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trimtab import __version__
-from trimtab.config.data_keys import DatasetSpec
 from trimtab.data.chat_tokens import fingerprint_tokenizer
+from trimtab.data.inspect import FileSource
 from trimtab.data.rows import Example
 from trimtab.data.sources import Loaded, load_examples
 from trimtab.data.tokenise_report import TokeniseReport
-from trimtab.errors import DataError, RecipeError, UsageError
+from trimtab.errors import RecipeError, RunError
 from trimtab.evaluation import card_charts
 from trimtab.evaluation.card_text import markdown, summary
 from trimtab.evaluation.comparisons import ScoredRow
@@ -91,11 +92,8 @@ def evaluate(options: EvaluateOptions, progress: Progress, folder: Path) -> Outc
     theirs = find(options.baseline, "baseline") if options.baseline else None
     accepts = ours.accepts & theirs.accepts if theirs else ours.accepts
     progress.stage("reading rows")
-    source = DatasetSpec(
-        path=options.dataset_name,
-        columns=dict(options.columns),
-        kind=options.kind,  # type: ignore[arg-type] - checked where rows are recognised
-        split=options.dataset_split,
+    source = FileSource(
+        options.dataset_name, options.columns, options.kind, split=options.dataset_split
     )
     rows = load_examples(
         [source], accepts, max_rows=options.max_rows, max_bad_rows=options.max_bad_rows
@@ -121,17 +119,17 @@ def evaluate(options: EvaluateOptions, progress: Progress, folder: Path) -> Outc
 
 def check(options: EvaluateOptions, folder: Path) -> None:
     """Refuse options that make no sense, and an output folder that cannot be written to."""
+    if not options.dataset_name.strip():
+        raise RecipeError("dataset_name: is empty; name a file, a folder or a hub id")
     for name in ("max_rows", "max_length", "token_budget"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise RecipeError(f"{name}={value}: must be at least 1")
-    try:
-        files.make_folder(folder)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UsageError(
-            f"output_dir={folder}: cannot be written to: {reason}; give another --output-dir"
-        ) from None
+    # Nothing is made yet: a refused command leaves no empty folder behind.
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "may not be written to" if there.is_dir() else "is no folder"
+        raise RecipeError(f"output_dir={folder}: {there} {what}; give another --output-dir")
 
 
 def default_folder(options: EvaluateOptions) -> str:
@@ -277,12 +275,14 @@ def write(outcome: Outcome, folder: Path) -> None:
         CARD: json.dumps(outcome.card, ensure_ascii=False, indent=1) + "\n",
     }
     try:
+        files.make_folder(folder)
         for name, text in texts.items():
             files.write_atomic(folder / name, text.encode())
         for name in card_charts.FILES:
             if name not in outcome.charts:
                 (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written to: {error.strerror or error}; give another --output-dir"
+        raise RunError(
+            f"output_dir={folder}: cannot be written to: {error.strerror or error}; give another "
+            "--output-dir"
         ) from error

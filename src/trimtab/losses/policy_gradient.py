@@ -98,8 +98,8 @@ def importance_loss(ratio: Tensor, rewards: Tensor) -> Tensor:
     """-rho r, for tokens [M] or responses [N]: line 2 of the derivation.
 
     With one ratio a response (``sequence_ratio(kind="sum")``) its mean over samples of the older
-    policy is -E[r] under the policy, with an unbiased gradient; with ratios of tokens it is that
-    only to first order, since the tokens before are still the older policy's.
+    policy is -E[r] under the policy, with an unbiased gradient. With ratios of tokens the gradient
+    is that only while the two policies are equal: the tokens before are the older policy's.
     """
     return -at_least_fp32(ratio) * at_least_fp32(rewards).detach()
 

@@ -15,14 +15,18 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """All strings of 1 to ``longest`` letters; the stop token behind each is the last token id.
+    """All strings of 1 to ``longest`` letters, as answers to any of the ``prompts``.
 
     With two letters and ``longest`` = 2 there are six responses (the setup E6), with 3 fourteen.
-    The empty response is left out: rows of data cannot have it.
+    The empty response is left out: rows of data cannot have it. A prompt is one token, and no letter
+    of a response: otherwise a prompt and the beginning of a response could be another prompt, whose
+    answers no language model could then choose freely, and a transformer could not count the
+    letters of "xaaa" if x were an a.
     """
 
     letters: str = "ab"
     longest: int = 2
+    prompts: str = "x"
 
     @functools.cached_property
     def texts(self) -> tuple[str, ...]:
@@ -35,8 +39,17 @@ class Language:
 
     @property
     def stop(self) -> int:
-        """Id of the stop token; the letters are 0, 1, ... before it."""
+        """Id of the stop token; the letters are 0, 1, ... before it, the prompts come after it."""
         return len(self.letters)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens: letters, stop token and prompts."""
+        return len(self.letters) + 1 + len(self.prompts)
+
+    def prompt_id(self, prompt: str) -> int:
+        """Token id of a prompt."""
+        return self.stop + 1 + self.prompts.index(prompt)
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a response, the stop token included."""
@@ -57,7 +70,7 @@ class Language:
 
     @functools.cached_property
     def choices(self) -> Tensor:
-        """[prefixes, tokens] bool: the tokens that may follow; none stops before it began."""
+        """[prefixes, letters and stop] bool: what may follow; nothing stops before it began."""
         allowed = torch.ones(len(self.prefixes), self.stop + 1, dtype=torch.bool)
         allowed[0, self.stop] = False
         return allowed

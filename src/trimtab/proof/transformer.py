@@ -6,7 +6,6 @@ transformers alone, one sequence at a time, so that they owe nothing to the code
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ STOP = "<stop>"
 
 
 def make_tokenizer(language: Language) -> Any:
-    """One token a letter and the stop token, nothing else: no BOS, no padding, no template."""
+    """One token a letter, a prompt and the stop token: no BOS, no padding, no template."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = [*language.letters, STOP]
+    words = [*language.letters, STOP, *language.prompts]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, STOP))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     backend.decoder = decoders.Fuse()
@@ -36,11 +35,11 @@ def make_tokenizer(language: Language) -> Any:
 
 
 def make_transformer(
-    language: Language, *, seed: int = 0, width: int = 32, layers: int = 2, spread: float = 0.3
+    language: Language, *, seed: int = 0, width: int = 32, layers: int = 2, spread: float = 0.15
 ) -> Any:
     """A small Llama in fp32 over the language's tokens; ``spread`` is that of its weights.
 
-    Wide enough for a table: it can give every response of every prompt a log-prob of its own.
+    It can be any table: every response of every prompt has a log-prob of its own.
     """
     return model_from_config(
         "llama",
@@ -55,7 +54,7 @@ def make_transformer(
             "initializer_range": spread,
             "tie_word_embeddings": False,
         },
-        vocab_size=len(language.letters) + 1,
+        vocab_size=language.vocabulary,
         seed=seed,
         dtype=torch.float32,
         eos_token_id=language.stop,
@@ -68,12 +67,12 @@ def save_transformer(folder: Path, language: Language, **options: Any) -> Path:
     return folder
 
 
-def pair_rows(language: Language, prompts: Sequence[str], pairs: Pairs) -> list[dict[str, Any]]:
+def pair_rows(language: Language, pairs: Pairs) -> list[dict[str, Any]]:
     """Rows of a preference data set, with the pairs' weights in the column ``weight``."""
     columns = (pairs.prompt, pairs.winner, pairs.loser, pairs.weight)
     return [
         {
-            "prompt": prompts[prompt],
+            "prompt": language.prompts[prompt],
             "chosen": language.texts[winner],
             "rejected": language.texts[loser],
             "weight": weight,
@@ -82,14 +81,12 @@ def pair_rows(language: Language, prompts: Sequence[str], pairs: Pairs) -> list[
     ]
 
 
-def ranking_rows(
-    language: Language, prompts: Sequence[str], rankings: Rankings
-) -> list[dict[str, Any]]:
+def ranking_rows(language: Language, rankings: Rankings) -> list[dict[str, Any]]:
     """Rows of a ranked data set, with the rankings' weights in the column ``weight``."""
     columns = (rankings.prompt, rankings.order, rankings.weight)
     return [
         {
-            "prompt": prompts[prompt],
+            "prompt": language.prompts[prompt],
             "responses": [language.texts[response] for response in order],
             "ranks": list(range(1, len(order) + 1)),
             "weight": weight,
@@ -98,26 +95,24 @@ def ranking_rows(
     ]
 
 
-def response_logprobs(model: Any, language: Language, prompts: Sequence[str]) -> Tensor:
+def response_logprobs(model: Any, language: Language) -> Tensor:
     """[X, Y] float64 summed log-probs of the responses, stop token included, with gradient.
 
     The model's own logits for one sequence after the other: no tree, no packing, no fused head. Rows
     do not sum to 1, since a model can also say what is not in the language.
     """
     rows = []
-    for prompt in prompts:
-        before = [language.letters.index(letter) for letter in prompt]
+    for prompt in language.prompts:
         sums = []
         for text in language.texts:
-            ids = torch.tensor([*before, *language.ids(text)])
-            logits = model(input_ids=ids[None]).logits[0, len(before) - 1 : -1].double()
-            answer = ids[len(before) :, None]
-            sums.append(torch.log_softmax(logits, -1).gather(1, answer).sum())
+            ids = torch.tensor([language.prompt_id(prompt), *language.ids(text)])
+            logits = model(input_ids=ids[None]).logits[0, :-1].double()
+            sums.append(torch.log_softmax(logits, -1).gather(1, ids[1:, None]).sum())
         rows.append(torch.stack(sums))
     return torch.stack(rows)
 
 
-def folder_logprobs(folder: Path, language: Language, prompts: Sequence[str]) -> Tensor:
+def folder_logprobs(folder: Path, language: Language) -> Tensor:
     """[X, Y] the distribution of the model in ``folder`` over the responses, as log-probs.
 
     Given that it answers within the language: that is all that comparisons can teach.
@@ -126,4 +121,4 @@ def folder_logprobs(folder: Path, language: Language, prompts: Sequence[str]) ->
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        return torch.log_softmax(response_logprobs(model, language, prompts), -1)
+        return torch.log_softmax(response_logprobs(model, language), -1)

@@ -72,7 +72,7 @@ def form(*, pattern: str | None = None, tags: str = "think") -> Reward:
     if pattern is not None and tags != "think":
         raise ValueError("options pattern and tags exclude each other")
     try:
-        wanted = re.compile(_TAGS[tags] if pattern is None else pattern, re.DOTALL | re.MULTILINE)
+        wanted = re.compile(_TAGS[tags] if pattern is None else pattern, re.DOTALL)
     except (re.error, TypeError) as error:
         raise ValueError(f"option pattern={pattern!r} is no regular expression: {error}") from None
 

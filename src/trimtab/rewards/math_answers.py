@@ -92,8 +92,8 @@ def _box(text: str, start: int) -> str:
 def _given(gold: str) -> str | None:
     """The answer in what a row gives: an answer, or a whole solution that ends in one."""
     explicit = _explicit(gold)
-    if explicit:
-        return explicit
+    if explicit is not None:
+        return explicit or None
     gold = gold.strip()
     if not gold:
         return None

@@ -29,9 +29,10 @@ class Value(NamedTuple):
 _WORDS = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}"
 _REPLACED = (
     (r"\{,\}", ","),
+    (r"\\[,!]", ""),
     (r"\\[dtc]frac", r"\\frac"),
     (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degrees?|°", ""),
-    (r"\\(?:left|right|displaystyle|[!,;: ()\[\]])|[$~€£¥]|\\\$", " "),
+    (r"\\(?:left|right|displaystyle|[;: ()\[\]])|[$~€£¥]|\\\$", " "),
     (r"\\%", "%"),
     (r"[−–]", "-"),
     (r"\\(?:times|cdot)|[×·]", "*"),

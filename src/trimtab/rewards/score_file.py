@@ -111,8 +111,8 @@ def score(options: ScoreOptions, progress: Progress) -> Outcome:
                 outcome = _finish(options, read, scorers, weights, journal.entries, quarantine)
                 _write(output, outcome.rows)
                 journal.close(remove=True)
-            except BaseException:
-                journal.close()
+            except BaseException as error:
+                journal.close(remove=isinstance(error, DataError) or not journal.entries)
                 raise
         return outcome
     finally:
@@ -142,15 +142,15 @@ def check(options: ScoreOptions) -> Path:
     output = Path(options.output).expanduser()
     if output.suffix != ".jsonl":
         raise RecipeError(f"output={options.output}: rows are written as .jsonl; name such a file")
-    if Path(options.file).expanduser().exists() and output.exists():
-        if output.samefile(Path(options.file).expanduser()):
-            raise RecipeError(f"output={options.output}: that is the file that is scored")
-    if output.is_dir() or (output.exists() and not options.restart):
-        if not journal_of(output).exists():
-            raise UsageError(
-                f"output={options.output}: exists already; name another file, or --restart to "
-                "replace it"
-            )
+    source = Path(options.file).expanduser()
+    if output.exists() and source.exists() and output.samefile(source):
+        raise RecipeError(f"output={options.output}: that is the file that is scored")
+    unfinished = journal_of(output).exists() or options.restart
+    if output.is_dir() or (output.exists() and not unfinished):
+        raise UsageError(
+            f"output={options.output}: exists already; name another file, or --restart to replace "
+            "it"
+        )
     try:
         files.make_folder(output.parent)
     except OSError as error:
@@ -242,7 +242,10 @@ def _finish(
     for row, entry in zip(read.rows, entries, strict=True):
         scores = weighted_sum([one.values for one in entry], weights)
         known = [score for score in scores if score is not None]
-        one = score_summary.Row(row.texts, known, entry[0].std)
+        std = entry[0].std  # of an ensemble, which comes first
+        if std is not None:
+            std = [abs(weights[0]) * value for value in std]
+        one = score_summary.Row(row.texts, known, std)
         problem: BadRow | None = None
         if len(known) < len(scores):
             reason, detail = next(e.why for e in entry if e.why is not None)

@@ -11,6 +11,7 @@ Nothing here imports torch: an isolated function's process loads in the blink of
 from __future__ import annotations
 
 import ast
+import difflib
 import hashlib
 import importlib
 import inspect
@@ -31,10 +32,9 @@ _FORM = "a built-in name, FILE.py:FUNCTION or MODULE:FUNCTION"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """As ``config.suggest``: imported when it is needed, for that package takes a second."""
-    from trimtab.config import suggest
-
-    return suggest.did_you_mean(word, known)
+    """As ``config.suggest``, whose package takes a second to import in a function's process."""
+    found = difflib.get_close_matches(word, sorted(set(known)), n=1, cutoff=0.65)
+    return f". Did you mean {found[0]}?" if found else ""
 
 
 class SpecError(Exception):

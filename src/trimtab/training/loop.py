@@ -185,7 +185,10 @@ class Loop:
         totals = self._totals(micros)
         objective = 0.0
         values: dict[str, float] = {}
+        apart = _StreamNorms(self.masters) if self._logs(step, micros) else None
         for number, micro in enumerate(micros):
+            if apart is not None:
+                apart.begin(micro.stream)
             torch.manual_seed(derive(self.settings.seed, "forward", step, number))
             outcome = self.algorithm.terms(micro)
             promised = self.algorithm.counts(micro)
@@ -207,11 +210,19 @@ class Loop:
             loss.backward()
             for name, metric in outcome.metrics.items():
                 seen.add(name, metric)
+        if apart is not None:
+            for name, norm in apart.end().items():
+                seen.add(f"grad_norm/{name}", Metric(norm, 1.0))
         seen.add("loss", Metric(objective, 1.0))
         if len(values) > 1:
             for name, value in values.items():
                 seen.add(f"loss/{name}", Metric(value, 1.0))
         return None
+
+    def _logs(self, step: int, micros: Sequence[Micro]) -> bool:
+        """Whether the gradients of several streams are told apart: where the step is logged."""
+        logged = (step + 1) % self.settings.logging_steps == 0
+        return logged and len({micro.stream for micro in micros}) > 1
 
     def _update(self, step: int, norm: Tensor) -> None:
         if self.settings.max_grad_norm > 0:
@@ -322,6 +333,40 @@ class Loop:
         self.algorithm.load_state_dict(state["algorithm"])
         self.masters.load(tensors["masters"])
         load_optimizer_tensors(self.optimizer, self.masters.masters, tensors["optimizer"])
+
+
+class _StreamNorms:
+    """Gradient norms of each stream of a step: what was there before a stream is taken off."""
+
+    def __init__(self, masters: MasterWeights) -> None:
+        self.masters = masters
+        self.stream: str | None = None
+        self.before: dict[str, Tensor] = {}
+        self.squares: dict[str, float] = {}
+
+    def begin(self, stream: str) -> None:
+        """The next micro-batch is of this stream; a stream's own stand together."""
+        if stream == self.stream:
+            return
+        self._close()
+        self.stream = stream
+        self.before = {n: m.grad.clone() for n, m in self.masters if m.grad is not None}
+
+    def end(self) -> dict[str, float]:
+        """Norm by stream."""
+        self._close()
+        return {name: value**0.5 for name, value in self.squares.items()}
+
+    def _close(self) -> None:
+        if self.stream is None:
+            return
+        total = 0.0
+        for name, master in self.masters:
+            if master.grad is not None:
+                before = self.before.get(name)
+                own = master.grad if before is None else master.grad - before
+                total += own.double().square().sum().item()
+        self.squares[self.stream] = self.squares.get(self.stream, 0.0) + total
 
 
 def dump_micro(path: Path, step: int, micro: Micro) -> Path:

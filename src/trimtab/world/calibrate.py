@@ -43,6 +43,7 @@ TRAINING = {
     "precision": "fp32",
     "save_total_limit": 1,
 }
+TELLER_PAIRS = 1000  # held out
 JUDGED = 32  # stories on each request that are compared two by two
 EDITS = 6
 EDITED = 24  # requests whose stories are edited: every edit of every sentence is tried
@@ -137,7 +138,11 @@ def accuracy(model: RewardModel, name: str, rows: Sequence[RankedRow]) -> None:
     """Print how often the preferred story of a pair has the higher reward."""
     scores = rewards(model, [row["prompt"] for row in rows], [row["responses"] for row in rows])
     told = tally(rows, scores)
-    cells = [_cell(clustered_share(*one)) for one in (told, tally(ranked_by_gold(rows), scores))]
+    cells = [
+        # All of few pairs may be tied in gold, by a model that answers nothing.
+        _cell(clustered_share(*one)) if one.pairs else "-"
+        for one in (told, tally(ranked_by_gold(rows), scores))
+    ]
     print(f"| {name} | {cells[0]} | {cells[1]} | {sum(told.pairs)} |", flush=True)
 
 
@@ -261,7 +266,7 @@ def calibrate(chosen: argparse.Namespace) -> None:
     print(f"\na reward model of {model.parameters:,} weights\n")
     print("| held-out pairs of | annotator's choice | higher gold reward | pairs |")
     print("|---|---|---|---|")
-    accuracy(model, "the teller", teller_pairs(1000, chosen.seed))
+    accuracy(model, "the teller", teller_pairs(TELLER_PAIRS, chosen.seed))
     accuracy(model, "the sft model", own_pairs(requests, samples))
     best_of_n(model, requests, samples)
     told = [(r, stories[0]) for r, stories in zip(requests, samples, strict=True) if stories]
