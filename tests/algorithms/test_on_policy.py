@@ -24,7 +24,7 @@ def dots(completions, **_):
     return [float(text.count(".")) for text in completions]
 
 def many(completions, **_):
-    return [float(sum(map(text.count, "aeiou")) > 3) for text in completions]
+    return [float(sum(map(text.count, "aeiou")) > 1) for text in completions]
 
 def same(completions, **_):
     return [0.5] * len(completions)

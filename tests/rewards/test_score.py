@@ -211,7 +211,8 @@ def test_a_single_response_and_ties(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [row["scores"] for row in found] == [[0.0], [-1.0, -1.0], [0.0, -1.0, 0.0]]
     printed = capsys.readouterr().out
     assert "2 of 3 rows rank nothing" in printed and "ties 50.0% of 4 pairs" in printed
-    kept = run(file, tmp_path / "k.jsonl", reward_funcs=["length(target=1)"], drop_tied=True)
+    assert "1 rows hold some ties" in printed
+    kept = run(file, tmp_path / "k.jsonl", reward_funcs=["length(target=1)"], drop_tied="all")
     assert kept == found[2:]
     left = read(tmp_path / "_k.quarantine.jsonl")
     assert [(row["line"], row["reason"]) for row in left] == [
@@ -230,7 +231,7 @@ def test_sample_score_reward_and_dpo(
     """What score writes is what training reads, without a word about columns."""
     file = write(tmp_path / "sampled.jsonl", sampled(12, most=3))
     scored = tmp_path / "scored.jsonl"
-    tokens = ["score", file, "--output", str(scored), "--drop-tied"]
+    tokens = ["score", file, "--output", str(scored), "--drop-tied", "any"]
     keys = {
         "model": ["--reward-model", reward_model, "--max-length", "64", "--token-budget", "100"],
         "function": [
@@ -240,6 +241,7 @@ def test_sample_score_reward_and_dpo(
     }
     assert main([*tokens, *keys[by]]) == 0
     rows = read(scored)
+    assert 8 <= len(rows) <= 12 and all(sorted(row["ranks"]) == [1, 2, 3] for row in rows)
     data = {"dataset_name": str(scored), "eval_dataset_name": ...}
     more: dict[str, Any] = {**data, "max_steps": 2}
     trained = world.run("reward", "rankings", sample_prompts=..., **more)
