@@ -95,7 +95,9 @@ def _print(verdict: Verdict, out: Console) -> None:
     spec = verdict.spec
     settings = ", ".join(f"{k}={v}" for k, v in verdict.parameters.items()) or "none"
     asked = sorted((spec.needs | spec.prepare_needs) - {"policy"})
-    out.print(f"[bold]{escape(spec.name)}[/]: a loss of kind {spec.kind}; hyper-parameters: ", end="")
+    out.print(
+        f"[bold]{escape(spec.name)}[/]: a loss of kind {spec.kind}; hyper-parameters: ", end=""
+    )
     out.print(f"{escape(settings)}; asks for: {', '.join(asked) or 'nothing but the policy'}\n")
     checks = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for column in ("check", "result", ""):

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from trimtab.config.data_keys import Keys
 from trimtab.config.keys import BatchSize, Epochs, LearningRate, Schedule
 from trimtab.config.recipes import TrainRecipe
-from trimtab.config.values import Location, Number, TextList, Whole, conflict
+from trimtab.config.values import Location, Number, NumberList, TextList, Whole, conflict
 
 KlEstimator = Literal["k1", "k2", "k3"]
 
@@ -27,7 +27,7 @@ class RolloutKeys(Keys):
         default_factory=list,
         description="Reward functions: built-in names, module:function or file.py:function.",
     )
-    reward_weights: list[Number] | None = Field(
+    reward_weights: NumberList | None = Field(
         default=None,
         description="Factors of the reward model and then of the functions; null: 1 each.",
     )

@@ -211,6 +211,9 @@ TextList = Annotated[list[str], BeforeValidator(_split), Label("a,b,...")]
 ClassNames = Annotated[list[int | str], BeforeValidator(_class_names), Label("a,b,...")]
 """The classes of a classifier."""
 
+NumberList = Annotated[list[Number], BeforeValidator(_split), Label("1,0.5,...")]
+"""Numbers, also as one text with commas."""
+
 Prompts = Annotated[list[str] | int, BeforeValidator(_prompts), Label("number, or prompts")]
 """A number of prompts to take from the data, or the prompts."""
 

@@ -90,7 +90,6 @@ def whiten(values: Tensor, *, shift_mean: bool = True, weights: Tensor | None = 
     count = int(used.sum())
     if count < LEAST_TO_WHITEN:
         raise ValueError(f"{count} values to whiten: at least {LEAST_TO_WHITEN} are needed")
-    values = torch.where(used, values, 0.0)
     centred = _centred(values, weights)
     variance = (weights * centred.square()).sum() / weights.sum()
     scaled = (centred if shift_mean else values) * (variance + _VARIANCE_EPSILON).rsqrt()
@@ -105,9 +104,7 @@ def explained_variance(values: Tensor, returns: Tensor, weights: Tensor | None =
     """
     returns = at_least_fp32(returns).detach()
     weights = torch.ones_like(returns) if weights is None else weights.to(returns)
-    used = weights > 0
-    returns = torch.where(used, returns, 0.0)
-    errors = torch.where(used, returns - at_least_fp32(values).detach(), 0.0)
+    errors = returns - at_least_fp32(values).detach()
     total, left = ((weights * _centred(x, weights).square()).sum() for x in (returns, errors))
     if total == 0:
         return (left == 0).to(returns)
@@ -207,7 +204,7 @@ def overlong_penalty(lengths: Tensor, budget: int, cache: int) -> Tensor:
 
 
 def _centred(values: Tensor, weights: Tensor) -> Tensor:
-    """``values`` less their weighted mean; those of equal values are exactly 0.
+    """``values`` less their weighted mean; 0 for equal ones; nothing is read where a weight is 0.
 
     From heights above the least value, whose mean has no rounding of the values' own size in it:
     the mean of seven 0.35 is not 0.35 in fp32.
@@ -222,7 +219,7 @@ def _group_centred(rewards: Tensor, groups: Tensor, valid: Tensor | None) -> tup
     valid = _all_valid(rewards) if valid is None else valid
     size = _size(groups)
     rewards = torch.where(valid, at_least_fp32(rewards).detach(), torch.inf)
-    least = torch.full_like(rewards[:1], torch.inf).expand(size).clone()
+    least = rewards.new_full((size,), torch.inf)
     least = least.scatter_reduce(0, groups, rewards, "amin")
     above = torch.where(valid, rewards - least[groups], 0.0)
     count = segment_sum(valid.to(above), groups, size)

@@ -87,9 +87,7 @@ def gradients(loss: Any, inputs: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
     losses = loss(**{**inputs, "policy": policy}).losses
     leaves = sums_of(policy)
     found = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
-    slopes = [
-        torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)
-    ]
+    slopes = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
     return losses.detach(), slopes
 
 
@@ -104,7 +102,9 @@ def check_gradient(bench: Bench) -> Check:
         loss, inputs = bench.make(), bench.inputs(seed, size=8)
         policy = map_sums(inputs["policy"], lambda s, k=stretch: k * s)
 
-        def losses(*sums: Tensor, policy: Any = policy, loss: Any = loss, i: Any = inputs) -> Tensor:
+        def losses(
+            *sums: Tensor, policy: Any = policy, loss: Any = loss, i: Any = inputs
+        ) -> Tensor:
             queue = list(sums)
             return loss(**{**i, "policy": map_sums(policy, lambda _: queue.pop(0))}).losses
 
@@ -253,7 +253,9 @@ def _same(bench: Bench, changed: dict[str, Any], inputs: dict[str, Any], **chang
 
 def _holds(name: str, gap: float, yes: str, no: str) -> Check:
     holds = gap < 1e-9
-    return Check(name, "yes" if holds else "no", yes if holds else f"{no} (by {gap:.2g})", value=gap)
+    return Check(
+        name, "yes" if holds else "no", yes if holds else f"{no} (by {gap:.2g})", value=gap
+    )
 
 
 def translation(bench: Bench) -> Check:

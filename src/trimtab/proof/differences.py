@@ -44,9 +44,7 @@ class Held(TorchFunctionMode):
         self._next = 0
         return self
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Record or replay what leaves the graph, and let everything else through."""
         constant = func in _LEAVES or not torch.is_grad_enabled()
         if func is torch._C._set_grad_enabled or not constant:
@@ -94,9 +92,7 @@ def differences(losses: Callable[..., Tensor], points: Sequence[Tensor]) -> Diff
     return Differences(_worst(plain, fixed, exact), _worst(constant, fixed, exact))
 
 
-def _worst(
-    value: Callable[..., float], points: Sequence[Tensor], exact: Sequence[Tensor]
-) -> float:
+def _worst(value: Callable[..., float], points: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     scale = max(float(g.abs().max()) for g in exact)
     worst = 0.0
     for which, gradient in enumerate(exact):

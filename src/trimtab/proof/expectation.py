@@ -99,7 +99,11 @@ class Minimum(NamedTuple):
 
 
 def minimise(
-    module: nn.Module, objective: Callable[[], Tensor], *, rounds: int = 20, tolerance: float = 1e-12
+    module: nn.Module,
+    objective: Callable[[], Tensor],
+    *,
+    rounds: int = 20,
+    tolerance: float = 1e-12,
 ) -> Minimum:
     """Minimise ``objective()`` over the module's parameters with L-BFGS, all terms at once.
 

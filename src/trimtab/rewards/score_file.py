@@ -13,7 +13,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trimtab.config.data_keys import DatasetSpec
 from trimtab.data.locate import locate
@@ -30,12 +30,13 @@ from trimtab.rewards.score_rows import (
     quarantine_of,
     read_rows,
 )
-from trimtab.rewards.scorers import FunctionScorer, ModelScorer, Scorer
+from trimtab.rewards.scorers import FunctionScorer, ModelScorer, Scorer, find_model
 from trimtab.training import files
 from trimtab.training.progress import Progress
 
 MAX_LENGTH, TOKEN_BUDGET = 1024, 8192
-_TIED = "no response is ranked above another"
+DropTied = Literal["none", "all", "any"]
+_TIED = {"all": "no response is ranked above another", "any": "responses are tied"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,8 @@ class ScoreOptions:
 
     ``max_length`` (tokens of prompt + response, 1024 by default) and ``token_budget`` (tokens in
     one forward pass, 8192) are the reward model's; ``time_limit`` (seconds for a call of at most
-    64 rows), ``isolate`` and with them ``reward_funcs`` the functions'.
+    64 rows) and ``isolate`` are the functions'. ``drop_tied`` leaves out rows of responses: "all"
+    those in which no response is ranked above another, "any" those with two that are tied.
     """
 
     file: str
@@ -62,7 +64,7 @@ class ScoreOptions:
     time_limit: float | None = None
     on_bad: OnBad = "stop"
     overwrite: bool = False
-    drop_tied: bool = False
+    drop_tied: DropTied = "none"
     restart: bool = False
 
 
@@ -89,6 +91,8 @@ def score_file(options: ScoreOptions, *, mode: str = "auto") -> int:
 def score(options: ScoreOptions, progress: Progress) -> Outcome:
     """Everything but the printing."""
     output = check(options)
+    if options.reward_model is not None:
+        find_model(options.reward_model)
     functions = [resolve(spec, isolate=options.isolate) for spec in options.reward_funcs]
     try:
         for function in functions:
@@ -250,8 +254,8 @@ def _finish(
         if len(known) < len(scores):
             reason, detail = next(e.why for e in entry if e.why is not None)
             problem = BadRow("", reason, detail)
-        elif options.drop_tied and read.shape == "responses" and score_summary.tied(one):
-            problem = BadRow("", _TIED)
+        elif read.shape == "responses" and score_summary.tied(one, options.drop_tied):
+            problem = BadRow("", _TIED[options.drop_tied])
         if problem is not None:
             quarantine.add(left, row.origin.source, row.origin.row, problem, row.row)
             continue

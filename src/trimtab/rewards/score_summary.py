@@ -50,9 +50,12 @@ def lines(
     return found
 
 
-def tied(row: Row) -> bool:
-    """Whether no text of the row is scored above another."""
-    return len(set(row.scores)) == 1
+def tied(row: Row, which: str) -> bool:
+    """Whether all scores of a row are tied ("all"), or some two of them ("any"); or False."""
+    different = len(set(row.scores))
+    if which == "any":
+        return different < max(2, len(row.scores))
+    return which == "all" and different < 2
 
 
 def length_correlation(rows: Sequence[Row]) -> float | None:
@@ -106,11 +109,16 @@ def _rankings(rows: Sequence[Row]) -> list[str]:
             f"rankings    sd within a row {np.mean(spreads):.4g} · ties {equal / every:.1%} of "
             f"{every} pairs"
         )
-    useless = sum(map(tied, rows))
+    useless, partly = (sum(tied(row, which) for row in rows) for which in ("all", "any"))
     if useless:
         found.append(
             f"            {useless} of {len(rows)} rows rank nothing (all tied, or one response): "
-            "training refuses them; --drop-tied leaves them out"
+            "training refuses them; --drop-tied all leaves them out"
+        )
+    if partly > useless:
+        found.append(
+            f"            {partly - useless} rows hold some ties: losses over pairs leave those "
+            "pairs out, plackett_luce refuses the rows; --drop-tied any leaves them out"
         )
     return found
 

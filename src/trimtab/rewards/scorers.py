@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from trimtab.data.tokenise import Drop
 from trimtab.data.trees import Origin, TokenTree
 from trimtab.errors import RunError
+from trimtab.models.hub import ModelSource, locate
 from trimtab.rewards.functions import OnBad, RewardFunction, call, columns_of
 from trimtab.rewards.manifest import MANIFEST, members_of
 from trimtab.rewards.score_rows import ScoreRow
@@ -137,16 +138,22 @@ class ModelScorer:
         return Scored(means, deviations if self.members > 1 else None, why, cut)
 
 
+def find_model(path: str) -> list[ModelSource]:
+    """The reward model, or an ensemble's members; RecipeError where there is none. Nothing is read.
+
+    A wrong path should not cost the time that importing torch takes.
+    """
+    folder = Path(path).expanduser()
+    names = members_of(folder) if (folder / MANIFEST).is_file() else [path]
+    return [locate(name, key="reward_model") for name in names]
+
+
 def model_identity(path: str, *options: Any) -> list[Any]:
     """What tells one reward model from another without reading it: files, sizes and times."""
     from trimtab.models import load
-    from trimtab.models.hub import locate
 
-    folder = Path(path).expanduser()
-    names = members_of(folder) if (folder / MANIFEST).is_file() else [path]
     found: list[Any] = ["model", *options]
-    for name in names:
-        source = locate(name, key="reward_model")
+    for source in find_model(path):
         for place in dict.fromkeys((source.folder, load.base_of(source, "reward_model").folder)):
             files = sorted(file for file in place.iterdir() if file.is_file())
             wanted = [f for f in files if f.suffix in (".safetensors", ".json", ".jinja")]

@@ -99,9 +99,7 @@ class Generation:
         rows = zip(numbers, chooser.tokens(), chooser.logprobs(), strict=True)
         return [self._rollout(*row) for row in rows]
 
-    def _rollout(
-        self, number: tuple[int, int], ids: list[int], logprobs: list[float]
-    ) -> Rollout:
+    def _rollout(self, number: tuple[int, int], ids: list[int], logprobs: list[float]) -> Rollout:
         end = next((i + 1 for i, token in enumerate(ids) if token in self.stop_ids), None)
         return Rollout(*number, tuple(ids[:end]), tuple(logprobs[:end]), end is not None)
 

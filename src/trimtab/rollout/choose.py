@@ -17,9 +17,11 @@ from torch.nn import functional as F
 
 from trimtab.errors import NumericError
 from trimtab.models.head import LogitHead, accumulation_dtype
+from trimtab.rollout.packed import MULTIPLE, PackedProduct, packs
 from trimtab.rollout.params import SamplingParams
 
-BLOCK = 128
+BLOCK = MULTIPLE
+_PACK_AFTER = 4  # steps: a packed head saves in three what packing it costs
 _BELOW_ONE = 1 - 2.0**-50  # a product with it is below its other factor, whatever the rounding
 
 
@@ -31,61 +33,76 @@ class Choice(NamedTuple):
 
 
 class Chooser:
-    """Chooses tokens under one way of sampling, in a buffer of its own.
+    """Chooses tokens under one way of sampling; one per call of the sampler.
 
-    The buffer is [M, V] in fp32 (fp64 for fp64 models), with V rounded up to whole blocks: to
-    allocate it anew in every step would cost as much as a pass over it.
+    Logits are [M, V'] in fp32 (fp64 for fp64 models), V' being V rounded up to whole blocks, in a
+    buffer that is kept: to allocate it in every step would cost as much as a pass over it. The
+    weight of a head that is used for more than a few steps is packed (``packed.py``).
     """
 
     def __init__(self, params: SamplingParams) -> None:
         self.params = params
         self._temperature = 1.0 if params.greedy else params.temperature
         self._buffer: Tensor | None = None
+        self._steps = 0
+        self._packed: PackedProduct | None = None
 
     def from_hidden(
         self, hidden: Tensor, head: LogitHead, source: Tensor | None, uniforms: Tensor
     ) -> Choice:
         """Draw R tokens: one for each of ``uniforms`` [R] (fp64), from row ``source`` [R] of M.
 
-        ``hidden`` is [M, d]; ``source`` None stands for 0 ... M - 1. Raises NumericError for logits
-        that are no numbers.
+        ``hidden`` is [M, d]; ``source`` None stands for 0 ... M - 1. The head is the same in all
+        calls. Raises NumericError for logits that are no numbers.
         """
         hidden = hidden.to(head.weight.dtype)
-        logits = self._room(hidden, hidden.shape[0], head.vocabulary)
-        capped = head.softcap is not None
         # Where nothing comes between the product and the temperature, it is cheaper on [M, d].
-        early = 1.0 if capped else head.scale / self._temperature
+        early = 1.0 if head.softcap is not None else head.scale / self._temperature
         bias = head.bias
         if early != 1.0:
             hidden = hidden * early
             bias = None if bias is None else bias * early
-        if logits.dtype != hidden.dtype:
-            logits.copy_(F.linear(hidden, head.weight, bias))
-        elif bias is None:
-            torch.mm(hidden, head.weight.t(), out=logits)
-        else:
-            torch.addmm(bias, hidden, head.weight.t(), out=logits)
-        if capped:
-            logits.mul_(head.scale / head.softcap).tanh_().mul_(head.softcap / self._temperature)
-        return self._draw(logits, source, uniforms)
+        padded = self._product(hidden, head.weight, bias)
+        if head.softcap is not None:
+            logits = padded[:, : head.vocabulary].mul_(head.scale / head.softcap)
+            logits.tanh_().mul_(head.softcap / self._temperature)
+        return self._draw(padded, head.vocabulary, source, uniforms)
 
     def from_logits(self, logits: Tensor, uniforms: Tensor) -> Choice:
         """Draw a token from each row of ``logits`` [R, V], as a model gives them."""
-        own = self._room(logits, *logits.shape)
-        own.copy_(logits)
-        return self._draw(own.div_(self._temperature), None, uniforms)
+        rows, size = logits.shape
+        padded = self._room(logits, rows, size)
+        padded[:, :size].copy_(logits).div_(self._temperature)
+        return self._draw(padded, size, None, uniforms)
+
+    def _product(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[M, V'] in the buffer's dtype; what is behind V is not defined."""
+        rows, size = hidden.shape[0], weight.shape[0]
+        self._steps += 1
+        if self._steps == _PACK_AFTER and packs(weight):
+            self._packed = PackedProduct(weight, rows)
+        if self._packed is not None:
+            return self._packed(hidden, bias)
+        padded = self._room(hidden, rows, size)
+        logits = padded[:, :size]
+        if logits.dtype != hidden.dtype:
+            logits.copy_(F.linear(hidden, weight, bias))
+        elif bias is None:
+            torch.mm(hidden, weight.t(), out=logits)
+        else:
+            torch.addmm(bias, hidden, weight.t(), out=logits)
+        return padded
 
     def _room(self, like: Tensor, rows: int, size: int) -> Tensor:
         if self._buffer is None or self._buffer.shape[0] < rows:
-            # Zeros: what stands behind the vocabulary are tokens of no weight, and stays so.
             self._buffer = like.new_zeros(
                 rows, -(-size // BLOCK) * BLOCK, dtype=accumulation_dtype(like.dtype)
             )
-        return self._buffer[:rows, :size]
+        return self._buffer[:rows]
 
-    def _draw(self, logits: Tensor, source: Tensor | None, uniforms: Tensor) -> Choice:
-        """Choose from logits over the temperature, which are a part of the buffer."""
-        assert self._buffer is not None
+    def _draw(self, padded: Tensor, size: int, source: Tensor | None, uniforms: Tensor) -> Choice:
+        """Choose from logits over the temperature [M, V'], which are written over."""
+        logits = padded[:, :size]
         count = logits.shape[0]
         peak = logits.amax(-1, keepdim=True)
         if not bool(peak.isfinite().all()):
@@ -96,7 +113,8 @@ class Chooser:
         rows = torch.arange(count, device=logits.device) if source is None else source
         best = logits.argmax(-1)[rows] if self.params.greedy else None
         weights = logits.sub_(peak).exp_()
-        blocks = self._buffer[:count].view(count, -1, BLOCK)
+        padded[:, size:] = 0.0
+        blocks = padded.view(count, -1, BLOCK)
         sums = blocks.sum(-1).double()
         cumulative = sums.cumsum(-1)
         if best is not None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_PURPOSE = 0x726F6C6C6F7574  # "rollout": the second word of the key, apart from other uses of a seed
+_PURPOSE = (
+    0x726F6C6C6F7574  # "rollout": the second word of the key, apart from other uses of a seed
+)
 _WORD = (1 << 64) - 1
 
 

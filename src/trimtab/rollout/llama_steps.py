@@ -104,7 +104,10 @@ class _Layer:
         self.size: int = attention.head_dim
         self.scaling: float = attention.scaling
         self.window = _window(attention)
-        self.before, self.behind = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
+        self.before, self.behind = (
+            _norm(layer.input_layernorm),
+            _norm(layer.post_attention_layernorm),
+        )
         self.query_norm = _norm(attention.q_norm) if hasattr(attention, "q_norm") else None
         self.key_norm = _norm(attention.k_norm) if hasattr(attention, "k_norm") else None
         self.query, self.key = attention.q_proj, attention.k_proj

@@ -100,16 +100,16 @@ class Sampler:
         *,
         seed: int,
         done: Callable[[int], None] | None = None,
-        first: int = 0,
+        numbers: Sequence[int] | None = None,
         training: bool = False,
     ) -> list[list[Rollout]]:
         """``n`` rollouts of each of ``prompts`` (token ids, as ``ChatRenderer.prompt_ids``).
 
-        A rollout is a function of ``seed``, its prompt's number (``first`` + its place in
-        ``prompts``), its own number below n, and the weights, up to the rounding of products; how
-        many others there are does not matter. A prompt that fills the context has rollouts without
-        a token (``Rollout.no_room``). ``done`` is told, now and then, how many are finished.
-        ``training`` refuses ways of sampling that importance ratios would be wrong for.
+        A rollout is a function of ``seed``, its prompt's number (of ``numbers``, which must differ;
+        else its place in ``prompts``), its own number below n, and the weights, up to the rounding
+        of products; which others there are does not matter. A prompt that fills the context has
+        rollouts without a token (``Rollout.no_room``). ``done`` is told, now and then, how many are
+        finished. ``training`` refuses ways of sampling that importance ratios would be wrong for.
 
         Raises RecipeError for such a way, DataError for an empty prompt, NumericError for logits
         that are not finite.
@@ -118,14 +118,15 @@ class Sampler:
             raise RecipeError(f"n={n}: at least one sample a prompt")
         if training:
             params.check_training()
-        for place, ids in enumerate(prompts):
+        numbers = range(len(prompts)) if numbers is None else numbers
+        assert len(set(numbers)) == len(prompts), "two prompts would share their randomness"
+        for number, ids in zip(numbers, prompts, strict=True):
             if not len(ids):
                 raise DataError(
-                    f"prompt {first + place}: it has no token, and a model needs one to go on from"
+                    f"prompt {number}: it has no token, and a model needs one to go on from"
                 )
         found: list[list[Rollout]] = [
-            [Rollout(first + place, k, (), (), False) for k in range(n)]
-            for place in range(len(prompts))
+            [Rollout(number, k, (), (), False) for k in range(n)] for number in numbers
         ]
         limits = [self.room(len(ids), params) for ids in prompts]
         places = [place for place, limit in enumerate(limits) if limit]
@@ -134,7 +135,7 @@ class Sampler:
                 rollouts = self._run(
                     [prompts[place] for place in places],
                     [limits[place] for place in places],
-                    [first + place for place in places],
+                    [numbers[place] for place in places],
                     n,
                     params,
                     seed,
@@ -207,7 +208,8 @@ def _find_way(model: nn.Module, way: Literal["auto"] | Way) -> Trial:
         obstacle = trial.reason
     if way != "auto":
         raise _impossible(model, way, obstacle)
-    return Trial("generate", f"{type(unwrap(model)).__name__}: {obstacle}")
+    name = type(unwrap(model)).__name__
+    return Trial("generate", f"{name}: {obstacle.removeprefix(f'{name}: ')}")
 
 
 def _impossible(model: nn.Module, way: str, reason: str) -> RecipeError:

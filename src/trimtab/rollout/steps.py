@@ -19,9 +19,9 @@ from trimtab.models.last_layer import takes_rows
 from trimtab.rollout.attention import Crew, PromptPlan, RowPlan
 from trimtab.rollout.cache import KeyValues
 
-PROMPT_TOKENS = 1024
-"""Prompts are read together up to so many tokens: enough for full products, and the activations
-stay in the caches of a core."""
+PROMPT_TOKENS = 2048
+"""Prompts are read together up to so many tokens: enough for full products, while activations stay
+small (9 M weights: 1.2 s for 7,100 tokens, 1.5 s with 512 or 8,192)."""
 
 
 class Steps(Protocol):
@@ -82,9 +82,7 @@ class ModelSteps:
         self.step_windows = plan.windows
         return hidden
 
-    def _call(
-        self, ids: Tensor, depth: Tensor, plan: PromptPlan | RowPlan, **more: Any
-    ) -> Tensor:
+    def _call(self, ids: Tensor, depth: Tensor, plan: PromptPlan | RowPlan, **more: Any) -> Tensor:
         output = self.backbone(
             input_ids=ids[None],
             position_ids=depth[None],
