@@ -20,9 +20,9 @@ vocabulary for each row.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,6 +146,7 @@ class Limit(NamedTuple):
 
     @property
     def seconds(self) -> float:
+        """All parts together."""
         return self.prompts + self.products + self.cache + self.sampling
 
 
@@ -160,7 +161,7 @@ def limit_of(
     sampling = _over_rows(lambda rows: _exponential_seconds(rows, head.shape[0]))
     per_token = _cache_bytes(model.config, head.element_size())
     rate = _read_rate()
-    total = Counter[str]()
+    total = dict.fromkeys(("products", "cache", "sampling"), 0.0)
     for step in range(1, NEW_TOKENS):
         running = [[len(one.ids) > step for one in own] for own in rollouts]
         rows = sum(map(sum, running))
@@ -197,7 +198,7 @@ def _over_rows(seconds: Callable[[int], float]) -> Callable[[int], float]:
     known = [(0, 0.0)] + [(rows, seconds(rows)) for rows in GRID]
 
     def at(rows: int) -> float:
-        for (low, first), (high, second) in zip(known, known[1:], strict=False):
+        for (low, first), (high, second) in itertools.pairwise(known):
             if rows <= high:
                 return first + (second - first) * (rows - low) / (high - low)
         return known[-1][1] * rows / known[-1][0]
@@ -273,12 +274,9 @@ def run(name: str, repeats: int, precision: str) -> None:
         print(f"  limit {limit.seconds:.2f} s ({parts}); share reached {share:.0%}", flush=True)
     step = ", ".join(f"{part} {value:.1f}" for part, value in limit.step.items())
     print(f"  limit of one step of {max(GRID)} rows: {step} ms")
-    ratio = statistics.median(ours) / statistics.median(theirs)
-    print(
-        f"  {name}: {statistics.median(ours):.0f} against {statistics.median(theirs):.0f} tokens/s, "
-        f"{ratio:.1f} times (goal {GOALS[name]:g})",
-        flush=True,
-    )
+    one, other = statistics.median(ours), statistics.median(theirs)
+    told = f"{one:.0f} against {other:.0f} tokens/s, {one / other:.1f} times"
+    print(f"  {name}: {told} (goal {GOALS[name]:g})", flush=True)
 
 
 def main() -> None:

@@ -201,6 +201,15 @@ def first(data: Path, parts: Mapping[str, int]) -> dict[str, Any]:
     return pin | {"sha256": digest(rows)}
 
 
+def _four_in_ascii(row: Mapping[str, Any]) -> bool:
+    """At least four responses, in ASCII: of other scripts no tokenizer here knows the words.
+
+    They would take up to a token a byte, and ``LONGEST`` would bound nothing.
+    """
+    texts = [row["prompt"], *row["responses"]]
+    return len(texts) > 4 and all(text.isascii() for text in texts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", type=Path, required=True)
@@ -210,7 +219,7 @@ def main() -> None:
         "hh": draw(data, "preference.jsonl", 256, 1, lambda row: row["source"] == harmless),
         "mix": draw(data, "preference.jsonl", 256, 2, lambda row: True),
         "documents": draw(data, "pretrain.jsonl", 256, 3, lambda row: True),
-        "kwise": draw(data, "kwise.jsonl", 128, 4, lambda row: len(row["responses"]) >= 4),
+        "kwise": draw(data, "kwise.jsonl", 128, 4, _four_in_ascii),
         "pairs-5000": first(data, {"preference.jsonl": 4920, "preference_eval.jsonl": 80}),
         "chats-5000": first(data, {"sft.jsonl": 5000}),
     }

@@ -12,8 +12,8 @@ WITH_REFERENCE = ("dpo",)
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
-# Largest difference in the first step's loss (nats), and in DPO's log-probs (relative), between
-# arms that compute the same. In bf16 every layer rounds to 8 bits.
+# Largest difference in the first step's loss (nats), in DPO's log-probs (relative) and in mean
+# scores, between arms that compute the same. In bf16 every layer rounds to 8 bits.
 LOSS_LIMIT = 1e-4
 LOSS_LIMIT_BF16 = 2e-2
 
@@ -65,13 +65,15 @@ def loss_gap(
 
     ``first_loss`` is before any update: the same weights and rows. ``loss`` also has the optimizer
     in it. DPO's first loss is ln 2 whatever the log-probs are, so those are compared as well; the
-    other trainers log means where ours logs sums.
+    other trainers log means where ours logs sums. Of a reward model also the mean score and the
+    mean margin: a loss of random scores says little of each.
     """
     pairs = list(zip(first["log"], other["log"], strict=False))
     found: dict[str, float | None] = {
         "first_loss": abs(pairs[0][0]["loss"] - pairs[0][1]["loss"]),
         "loss": max(abs(a["loss"] - b["loss"]) for a, b in pairs),
         "logps_relative": None,
+        "scores": None,
     }
     if verb in WITH_REFERENCE:
         found["logps_relative"] = max(
@@ -79,13 +81,16 @@ def loss_gap(
             for a, b in pairs[:1]
             for name in ("logps/chosen", "logps/rejected")
         )
+    if verb == "reward":
+        ours, theirs = pairs[0]
+        found["scores"] = max(abs(ours[n] - theirs[n]) for n in ("margin", "mean_reward"))
     return found
 
 
 def disagreement(gap: Mapping[str, float | None], precisions: set[str]) -> str | None:
     """Why two arms have not computed the same, in words; None where they have."""
     limit = LOSS_LIMIT if precisions == {"fp32"} else LOSS_LIMIT_BF16
-    for name in ("first_loss", "logps_relative"):
+    for name in ("first_loss", "logps_relative", "scores"):
         value = gap[name]
         if value is not None and not value <= limit:
             return f"{name} differs by {value:.2g}, more than {limit:g}"

@@ -172,9 +172,7 @@ def main() -> None:
             **recorder.result(),
             "precision": "bf16" if args.bf16 else "fp32",
             "rows": [job["batch"]] * len(recorder.ends),
-            "log": [
-                {k: float(r[k]) for k in (*LOGGED, "nll_loss") if k in r} for r in records
-            ],
+            "log": [{k: float(r[k]) for k in (*LOGGED, "nll_loss") if k in r} for r in records],
             "settings": {
                 **arguments(job),
                 **{name: getattr(args, name) for name in names if hasattr(args, name)},

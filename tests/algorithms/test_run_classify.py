@@ -19,6 +19,7 @@ from tests.algorithms.stage_world import CONTINUOUS, World, apart
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from trimtab.algorithms.finish import table
 from trimtab.cli import main
 from trimtab.errors import DataError, RecipeError
 from trimtab.models.scored import ADAPTER_FACTS
@@ -335,3 +336,13 @@ def test_a_tokenizer_without_an_end_token(
     assert main([*words, "--output-dir", "endless-run", "--precision", "fp32"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "it has no end token (eos_token), at which the class of a text is read; set" in said
+
+
+def test_the_last_lines_name_the_recall_of_classes() -> None:
+    before = {"eval_loss": 1.0}
+    after = {"eval_loss": 0.5, "eval_accuracy": 0.75, "eval_recall": {"bad": 1.0, "good": 0.5}}
+    lines = table(before, after)
+    assert lines[-1] == "recall by class: bad 1, good 0.5"
+    many = {str(number): 0.25 for number in range(20)}
+    (line,) = [x for x in table({}, {**after, "eval_recall": many}) if x.startswith("recall")]
+    assert line.endswith("11 0.25, ...") and "12 " not in line

@@ -40,6 +40,15 @@ def test_round_trip_of_defaults(verb: str) -> None:
     assert to_yaml(Resolved(verb, again.recipe, found.provenance)) == text
 
 
+@pytest.mark.parametrize("labels", [[1, 0], ["no", "yes"], ["1", "x"], ["a: b", "#c", "1e5"]])
+def test_round_trip_of_classes(labels: list[int | str], tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(yaml.safe_dump({"labels": labels}))
+    found = run("classify", str(file))
+    again = load_text(to_yaml(found))
+    assert again.recipe.labels == found.recipe.labels == labels  # type: ignore[attr-defined]
+
+
 def test_comments_say_where_values_came_from(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("seed: 5\nloss: simpo\n")

@@ -9,6 +9,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from trimtab.config.values import (
+    ClassNames,
     Columns,
     CountOrShare,
     Device,
@@ -35,6 +36,36 @@ def message(kind: Any, value: Any) -> str:
 )
 def test_numbers(text: Any, value: float) -> None:
     assert read(Number, text) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("bad, good", ["bad", "good"]),
+        (["1", 0, " 2 "], [1, 0, 2]),
+        (("yes", "no"), ["yes", "no"]),
+        ("0,1,unknown", ["0", "1", "unknown"]),
+        (["007", "8"], ["007", "8"]),
+        (["a, b", "c"], ["a, b", "c"]),  # in a list a comma is a comma
+    ],
+)
+def test_classes(value: Any, names: list[Any]) -> None:
+    assert read(ClassNames, value) == names
+    assert read(ClassNames, names) == names
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("good", "is not a list of classes: there must be two of them or more"),
+        ([], "is not a list of classes: there must be two of them or more"),
+        (["a", "b", "a"], "names 'a' twice"),
+        ([1, "1"], "names '1' twice"),
+        (["a", " "], "holds an empty class"),
+    ],
+)
+def test_no_classes(value: Any, expected: str) -> None:
+    assert message(ClassNames, value) == expected
 
 
 def test_yaml_would_have_made_text_of_it() -> None:

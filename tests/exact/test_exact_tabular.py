@@ -40,7 +40,9 @@ def long_problem() -> Problem:
     return problem._replace(sampling=torch.softmax(draws[6:], -1))
 
 
-def settled(loss: Any, problem: Problem, policy: nn.Module | None = None, **settings: Any) -> Tensor:
+def settled(
+    loss: Any, problem: Problem, policy: nn.Module | None = None, **settings: Any
+) -> Tensor:
     """Log-probs [X, Y] of the policy that minimises the exact expectation of a loss."""
     spec = describe(loss)
     expectation, call = Expectation.of(spec, problem), bind(loss, settings)

@@ -55,6 +55,10 @@ STAGES: dict[str, list[str]] = {
         "sft --model ../model --dataset ../answers.jsonl --eval-dataset ../answers_held.jsonl "
         "--mix.dataset-name ../texts.jsonl --mix.weight 0.5"
     ),
+    "classify": _words(
+        "classify --model ../model --dataset ../reviews.jsonl --eval-dataset ../reviews_held.jsonl "
+        "--mix.dataset-name ../texts.jsonl --mix.weight 0.5"
+    ),
     "dpo": _words(f"dpo {_PAIRS}"),
     "dpo_lora": _words(f"dpo {_PAIRS} --use-peft --lora-r 2 --lora-dropout 0.1"),
     "beta_dpo": _words(f"dpo {_PAIRS} --loss beta_dpo"),
@@ -110,6 +114,7 @@ def make_inputs(folder: Path) -> None:
         ("texts", tiny_runs.texts),
         ("answers", tiny_runs.answers),
         ("pairs", tiny_runs.pairs),
+        ("reviews", tiny_runs.reviews),
     ):
         tiny_runs.write_rows(folder / f"{name}.jsonl", make(15))
         tiny_runs.write_rows(folder / f"{name}_held.jsonl", make(6, 50))
@@ -201,6 +206,8 @@ class Watch:
         from trimtab.training.loop import Loop
 
         self._wrap(Policy, "hidden")
+        self._wrap(Policy, "scores")
+        self._wrap(Policy, "scores_and_stats")
         self._wrap(store_cache, "_publish")
         self._wrap(Loop, "_update")
         self._wrap(Loop, "train_step", "train")

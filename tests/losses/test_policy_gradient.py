@@ -202,7 +202,9 @@ def test_lines_of_the_derivation_by_enumeration() -> None:
 def test_a_clipped_reward_stops_where_the_ratio_has_gone_far() -> None:
     ratio = leaf([1.5, 1.5, 0.5, 0.5])
     rewards = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=F64)
-    clip = clipped_ratio_loss(ratio, rewards, **EPS).losses
+    clip, _, low, high, _ = clipped_ratio_loss(ratio, rewards, **EPS)
+    assert high.tolist() == [True, False, False, False]  # a ratio of 1.5 with r < 0 is not clipped
+    assert low.tolist() == [False, False, False, True]
     assert close(clip.detach(), [-1.2, 1.5, -0.5, 0.8], 0, 1e-15)
     assert gradients(clip, ratio)[0].tolist() == [0.0, 1.0, -1.0, 0.0]
     plain = importance_loss(ratio, rewards)

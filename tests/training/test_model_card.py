@@ -54,6 +54,22 @@ def test_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
     assert "/home" not in path.read_text()
 
 
+def test_a_classifier_is_shown_with_its_end_token() -> None:
+    scored = dataclasses.replace(
+        CARD, verb="classify", kind="text-classification", classes=("a", "b"), end='<"end">'
+    )
+    front, body = split(render_model_card(scored))
+    assert front["pipeline_tag"] == "text-classification"
+    (code,) = re.findall(r"```python\n(.*?)```", body, re.S)
+    ast.parse(code)
+    assert 'end = "<\\"end\\">"' in code and 'print(classify("A text" + end))' in code
+    adapter = render_model_card(dataclasses.replace(scored, adapter=True))
+    assert "AutoPeftModelForSequenceClassification" in adapter and '"A text" + end' in adapter
+    # A tokenizer that adds the end token by itself would have it twice.
+    added = render_model_card(dataclasses.replace(scored, end=""))
+    assert 'print(classify("A text"))' in added and "end =" not in added
+
+
 def test_licence_only_as_the_user_said_it() -> None:
     front, _ = split(render_model_card(dataclasses.replace(CARD, license="apache-2.0")))
     assert front["license"] == "apache-2.0"

@@ -65,16 +65,16 @@ def test_neighbours_are_compared_unless_they_are_equal() -> None:
 def test_a_reward_is_of_a_story_alone_and_training_raises_what_was_chosen(
     small_model: Path, tmp_path: Path
 ) -> None:
-    rows = preference_rows(160, 3, noise=0)
+    rows = preference_rows(64, 3, noise=0)
     keys = {"seed": 3, "num_train_epochs": 3, "per_device_train_batch_size": 16}
-    keys |= {"save_steps": None, "self_check": False}
+    keys |= {"learning_rate": 3e-3, "save_steps": None, "self_check": False}
     results = train(small_model, rows, tmp_path, **keys, backbone={"share": 1.0})
-    assert (results["steps"], results["rows"]) == (30, 480)
+    assert (results["steps"], results["rows"]) == (12, 192)
     model = RewardModel.load(tmp_path / "model")
     requests = [row["prompt"] for row in rows]
     pairs = rewards(model, requests, [(row["chosen"], row["rejected"]) for row in rows])
-    assert mean(first > second for first, second in pairs) > 0.55
-    assert mean(first - second for first, second in pairs) > 0.02
+    assert mean(first > second for first, second in pairs) > 0.75
+    assert mean(first - second for first, second in pairs) > 0.5
     alone = rewards(model, requests[:1] * 2, [[rows[0]["chosen"]], [rows[0]["rejected"]]])
     assert [one for (one,) in alone] == pytest.approx(pairs[0], abs=1e-5), "siblings are not seen"
 

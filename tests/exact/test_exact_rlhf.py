@@ -1,0 +1,185 @@
+"""RLHF on a language that can be enumerated: PPO reaches the optimum that is known in closed form.
+
+Every outcome of a rollout is listed, also the ones that are cut off, with its probability by
+transformers alone: 40 strings of up to three tokens. pi* ~ pi_ref exp(r / beta) over them, and
+max J = beta log Z. "DPO is equivalent to RLHF" is test_exact_transformer.py on one side and this
+file on the other: both meet pi*.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import trimtab
+from trimtab.proof.language import Language
+from trimtab.proof.transformer import save_transformer
+
+BETA = 0.5
+TOKENS = 3
+LANGUAGE = Language()
+REWARD = """
+import random
+
+def reward(completions, **_):
+    return [random.Random("r" + text).gauss(0, 1) for text in completions]
+"""
+
+
+class Setting(NamedTuple):
+    """The reference's folder, the rewards of all outcomes [40] and the reference's log-probs."""
+
+    root: Path
+    rewards: Tensor
+    reference: Tensor
+
+    @property
+    def best(self) -> Tensor:
+        """log pi* [40]."""
+        return torch.log_softmax(self.reference + self.rewards / BETA, -1)
+
+    @property
+    def most(self) -> float:
+        """max J = beta log Z."""
+        return (BETA * torch.logsumexp(self.reference + self.rewards / BETA, -1)).item()
+
+    def objective(self, logp: Tensor) -> float:
+        """J of a policy given by its log-probs."""
+        gain = (logp.exp() * self.rewards).sum() - BETA * (
+            logp.exp() * (logp - self.reference)
+        ).sum()
+        return gain.item()
+
+    def distance(self, logp: Tensor) -> float:
+        """KL(pi || pi*)."""
+        return (logp.exp() * (logp - self.best)).sum().item()
+
+
+def outcomes() -> list[tuple[int, ...]]:
+    """Everything a rollout can be: ended by the stop token, or cut off after three tokens."""
+    others = [t for t in range(LANGUAGE.vocabulary) if t != LANGUAGE.stop]
+    ended = [
+        (*before, LANGUAGE.stop)
+        for length in range(TOKENS)
+        for before in itertools.product(others, repeat=length)
+    ]
+    return ended + list(itertools.product(others, repeat=TOKENS))
+
+
+def logprobs(folder: Path) -> Tensor:
+    """[40] fp64 log-probs of the outcomes, by plain transformers, one sequence at a time."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = []
+    for ids in outcomes():
+        row = torch.tensor([LANGUAGE.prompt_id("x"), *ids])
+        with torch.no_grad():
+            logits = model(input_ids=row[None]).logits[0, :-1].double()
+        found.append(torch.log_softmax(logits, -1).gather(1, row[1:, None]).sum())
+    return torch.stack(found)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    root = tmp_path_factory.mktemp("rlhf")
+    save_transformer(root / "reference", LANGUAGE, seed=3, spread=0.3)
+    (root / "reward.py").write_text(REWARD)
+    (root / "prompts.jsonl").write_text(json.dumps({"prompt": "x"}) + "\n")
+    names: dict[str, Any] = {}
+    exec(REWARD, names)
+    words = {i: w for i, w in enumerate([*LANGUAGE.letters, "", *LANGUAGE.prompts])}
+    texts = ["".join(words[i] for i in ids) for ids in outcomes()]
+    rewards = torch.tensor(names["reward"](texts), dtype=torch.float64)
+    reference = logprobs(root / "reference")
+    assert reference.logsumexp(-1).item() == pytest.approx(0.0, abs=1e-5)  # nothing is left out
+    return Setting(root, rewards, reference)
+
+
+def trained(setting: Setting, verb: str, name: str, **keys: Any) -> Tensor:
+    """log-probs [40] after training with the verb's own path."""
+    common: dict[str, Any] = {
+        "model_name_or_path": str(setting.root / "reference"),
+        "dataset_name": str(setting.root / "prompts.jsonl"),
+        "reward_funcs": [f"{setting.root / 'reward.py'}:reward"],
+        "max_completion_length": TOKENS,
+        "per_device_train_batch_size": 1,
+        "num_generations": 256,
+        "rollout_slots": 256,
+        "kl_coef": BETA,
+        "max_grad_norm": 1.0,
+        "lr_scheduler_type": "linear",
+        "precision": "fp32",
+        "device": "cpu",
+        "token_budget": 4096,
+        "logging_steps": 1000,
+        "save_steps": None,
+        "sample_prompts": 0,
+        "self_check": False,
+        "quiet": True,
+        "output_dir": str(setting.root / name),
+    }
+    run = getattr(trimtab, verb)(**{**common, **keys})
+    return logprobs(run.output_dir)
+
+
+def test_ppo_reaches_the_optimum(setting: Setting) -> None:
+    found = trained(
+        setting,
+        "ppo",
+        "ppo",
+        max_steps=260,
+        num_ppo_epochs=2,
+        learning_rate=5e-3,
+        lam=1.0,
+        truncated_value="zero",
+        whiten_advantages=False,
+        vf_coef=0.5,
+    )
+    assert setting.distance(setting.reference) > 0.5  # there is a way to go
+    assert abs(setting.objective(found) - setting.most) < 0.02 * abs(setting.most)
+    assert setting.distance(found) < 0.02
+
+
+@pytest.mark.parametrize("objective", ["on_policy", "clip_reward"])
+def test_the_lines_before_reach_it_too(setting: Setting, objective: str) -> None:
+    epochs = 1 if objective == "on_policy" else 2
+    found = trained(
+        setting,
+        "ppo",
+        objective,
+        objective=objective,
+        ratio="sequence",
+        max_steps=130 * epochs,
+        num_ppo_epochs=epochs,
+        learning_rate=5e-3,
+    )
+    assert setting.distance(found) < 0.02, objective
+
+
+def test_literal_kl_lets_the_policy_collapse(setting: Setting) -> None:
+    """The wrong variant: beta does nothing, and the best response takes everything."""
+    found = trained(
+        setting,
+        "ppo",
+        "literal",
+        objective="importance",
+        ratio="sequence",
+        kl_placement="literal",
+        max_steps=130,
+        num_ppo_epochs=1,
+        learning_rate=5e-3,
+    )
+    assert setting.distance(found) > 0.3
+    assert found.exp().max() > 0.9
+    assert found.argmax() == (setting.rewards).argmax()
+
+
+def test_rloo_reaches_the_optimum(setting: Setting) -> None:
+    found = trained(setting, "rloo", "rloo", max_steps=130, learning_rate=5e-3)
+    assert setting.distance(found) < 0.02
