@@ -322,6 +322,16 @@ def test_models_that_cannot_be_classifiers(world: World) -> None:
     assert (merged.folder / "model.safetensors").exists()
 
 
+def test_a_checkpoint_of_other_classes_is_not_gone_on_with(world: World) -> None:
+    """The same number of them in another order: every tensor fits, and every answer is wrong."""
+    run = world.run("classify", "reviews", max_steps=2)
+    keys = {"resume": str(run.folder / "checkpoint-2"), "max_steps": 3}
+    expected = r"its classes are bad, good, odd, and here they are odd, good, bad; name them"
+    with pytest.raises(RecipeError, match=expected):
+        world.run("classify", "reviews", labels=["odd", "good", "bad"], **keys)
+    assert world.run("classify", "reviews", labels=LABELS, **keys).results["steps"] == 3
+
+
 def test_a_tokenizer_without_an_end_token(
     world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

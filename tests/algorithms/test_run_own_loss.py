@@ -1,10 +1,9 @@
-"""A user's own loss in whole runs: the same numbers as the built-in one, and its file's identity."""
+"""A user's own loss in whole runs: the numbers of the built-in one, and its file's identity."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.algorithms.stage_world import Run, World
@@ -131,9 +130,7 @@ def test_what_a_loss_names_is_what_it_gets(world: World, named: Path) -> None:
     """Margins of the rows; a response alone, without label or reference; a step's own inputs."""
     rows = [json.loads(line) for line in (world.root / "pairs.jsonl").read_text().splitlines()]
     data = world.root / "margins.jsonl"
-    data.write_text(
-        "".join(json.dumps({**r, "margin": i / 2}) + "\n" for i, r in enumerate(rows))
-    )
+    data.write_text("".join(json.dumps({**r, "margin": i / 2}) + "\n" for i, r in enumerate(rows)))
     keys = {"dataset_name": str(data), "eval_dataset_name": ..., "max_steps": 1}
     keys["per_device_train_batch_size"] = 12
     run = world.run("dpo", "pairs", **keys, loss={"file": f"{named}:margin"})
@@ -201,9 +198,10 @@ def test_a_signature_that_only_running_shows_is_refused(world: World) -> None:
     )
     for name, message in (
         ("lost", r"^loss\.file: .*decorated\.py: <lambda>: annotate its parameter policy"),
-        ("swapped", r"^loss\.file: .*: its parameters are others when it runs than in the file's t"),
+        (
+            "swapped",
+            r"^loss\.file: .*: its parameters are others when it runs than in the f",
+        ),
     ):
         with pytest.raises(RecipeError, match=message):
             world.run("dpo", "pairs", loss={"file": f"{path}:{name}"})
-
-

@@ -166,7 +166,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("flipped_labels", "raises what is wanted", "it trains towards the undesirable"),
         ("worst_first", "raises what is wanted", "it trains towards the worst"),
         ("half_backward", "gradient = finite differences", "autograd's gradient is another"),
-        ("ascending", "gradient = finite differences", "does not lead down the loss's value"),
+        ("ascending", "raises what is wanted", "it trains towards the rejected"),
         ("overflowing", "finite at extreme inputs", "at log-ratios of 1000 nats in fp32"),
         ("neighbours", "every row for itself", "a row's loss depends on its neighbours"),
     ],

@@ -1,9 +1,9 @@
 """RLHF on a language that can be enumerated: PPO reaches the optimum that is known in closed form.
 
 Every outcome of a rollout is listed, also the ones that are cut off, with its probability by
-transformers alone: 40 strings of up to three tokens. pi* ~ pi_ref exp(r / beta) over them, and
-max J = beta log Z. "DPO is equivalent to RLHF" is test_exact_transformer.py on one side and this
-file on the other: both meet pi*.
+transformers alone: 21 strings of up to two tokens. pi* ~ pi_ref exp(r / beta) over them, and
+max J = beta log Z. "DPO is equivalent to RLHF": DPO meets pi* in the other files
+here, PPO in this one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from trimtab.proof.language import Language
 from trimtab.proof.transformer import save_transformer
 
 BETA = 0.5
-TOKENS = 3
-LANGUAGE = Language()
+TOKENS = 2
+LANGUAGE = Language(prompts="xy")
+PROMPT = "xy"  # two tokens: after one, a model could not tell x from xx, which have one state
 REWARD = """
 import random
 
@@ -34,7 +35,7 @@ def reward(completions, **_):
 
 
 class Setting(NamedTuple):
-    """The reference's folder, the rewards of all outcomes [40] and the reference's log-probs."""
+    """The reference's folder, the rewards of all outcomes [21] and the reference's log-probs."""
 
     root: Path
     rewards: Tensor
@@ -42,7 +43,7 @@ class Setting(NamedTuple):
 
     @property
     def best(self) -> Tensor:
-        """log pi* [40]."""
+        """log pi* [21]."""
         return torch.log_softmax(self.reference + self.rewards / BETA, -1)
 
     @property
@@ -63,7 +64,7 @@ class Setting(NamedTuple):
 
 
 def outcomes() -> list[tuple[int, ...]]:
-    """Everything a rollout can be: ended by the stop token, or cut off after three tokens."""
+    """Everything a rollout can be: ended by the stop token, or cut off after two tokens."""
     others = [t for t in range(LANGUAGE.vocabulary) if t != LANGUAGE.stop]
     ended = [
         (*before, LANGUAGE.stop)
@@ -74,26 +75,26 @@ def outcomes() -> list[tuple[int, ...]]:
 
 
 def logprobs(folder: Path) -> Tensor:
-    """[40] fp64 log-probs of the outcomes, by plain transformers, one sequence at a time."""
+    """[21] fp64 log-probs of the outcomes, by plain transformers, one sequence at a time."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     found = []
     for ids in outcomes():
-        row = torch.tensor([LANGUAGE.prompt_id("x"), *ids])
+        row = torch.tensor([*map(LANGUAGE.prompt_id, PROMPT), *ids])
         with torch.no_grad():
-            logits = model(input_ids=row[None]).logits[0, :-1].double()
-        found.append(torch.log_softmax(logits, -1).gather(1, row[1:, None]).sum())
+            logits = model(input_ids=row[None]).logits[0, len(PROMPT) - 1 : -1].double()
+        found.append(torch.log_softmax(logits, -1).gather(1, row[len(PROMPT) :, None]).sum())
     return torch.stack(found)
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     root = tmp_path_factory.mktemp("rlhf")
-    save_transformer(root / "reference", LANGUAGE, seed=3, spread=0.3)
+    save_transformer(root / "reference", LANGUAGE, seed=3, spread=0.08)
     (root / "reward.py").write_text(REWARD)
-    (root / "prompts.jsonl").write_text(json.dumps({"prompt": "x"}) + "\n")
+    (root / "prompts.jsonl").write_text(json.dumps({"prompt": PROMPT}) + "\n")
     names: dict[str, Any] = {}
     exec(REWARD, names)
-    words = {i: w for i, w in enumerate([*LANGUAGE.letters, "", *LANGUAGE.prompts])}
+    words = dict(enumerate([*LANGUAGE.letters, "", *LANGUAGE.prompts]))
     texts = ["".join(words[i] for i in ids) for ids in outcomes()]
     rewards = torch.tensor(names["reward"](texts), dtype=torch.float64)
     reference = logprobs(root / "reference")
@@ -102,7 +103,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
 
 def trained(setting: Setting, verb: str, name: str, **keys: Any) -> Tensor:
-    """log-probs [40] after training with the verb's own path."""
+    """log-probs [21] after training with the verb's own path."""
     common: dict[str, Any] = {
         "model_name_or_path": str(setting.root / "reference"),
         "dataset_name": str(setting.root / "prompts.jsonl"),
@@ -113,6 +114,9 @@ def trained(setting: Setting, verb: str, name: str, **keys: Any) -> Tensor:
         "rollout_slots": 256,
         "kl_coef": BETA,
         "max_grad_norm": 1.0,
+        "learning_rate": 1e-2,
+        # 256 branches of two tokens: a rectangle is quicker, and the layouts are equal elsewhere.
+        "attn_layout": "padded",
         "lr_scheduler_type": "linear",
         "precision": "fp32",
         "device": "cpu",
@@ -133,9 +137,8 @@ def test_ppo_reaches_the_optimum(setting: Setting) -> None:
         setting,
         "ppo",
         "ppo",
-        max_steps=260,
+        max_steps=100,
         num_ppo_epochs=2,
-        learning_rate=5e-3,
         lam=1.0,
         truncated_value="zero",
         whiten_advantages=False,
@@ -155,9 +158,8 @@ def test_the_lines_before_reach_it_too(setting: Setting, objective: str) -> None
         objective,
         objective=objective,
         ratio="sequence",
-        max_steps=130 * epochs,
+        max_steps=50 * epochs,
         num_ppo_epochs=epochs,
-        learning_rate=5e-3,
     )
     assert setting.distance(found) < 0.02, objective
 
@@ -171,15 +173,14 @@ def test_literal_kl_lets_the_policy_collapse(setting: Setting) -> None:
         objective="importance",
         ratio="sequence",
         kl_placement="literal",
-        max_steps=130,
+        max_steps=50,
         num_ppo_epochs=1,
-        learning_rate=5e-3,
     )
     assert setting.distance(found) > 0.3
-    assert found.exp().max() > 0.9
-    assert found.argmax() == (setting.rewards).argmax()
+    assert found.argmax() == setting.rewards.argmax()
+    assert found.exp().max() > 1.5 * setting.best.exp().max()
 
 
 def test_rloo_reaches_the_optimum(setting: Setting) -> None:
-    found = trained(setting, "rloo", "rloo", max_steps=130, learning_rate=5e-3)
+    found = trained(setting, "rloo", "rloo", max_steps=60)
     assert setting.distance(found) < 0.02

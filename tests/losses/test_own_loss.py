@@ -194,7 +194,10 @@ def flat_rewards(policy: Ranking, reference: Ranking) -> RankingTerms:
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [
-        (reduced, r"reduced: gave losses of shape \(\) for 2 pairs; give one loss for each pair, n"),
+        (
+            reduced,
+            r"reduced: gave losses of shape \(\) for 2 pairs; give one loss for each",
+        ),
         (tokens, r"tokens: gave losses of shape \(2, 3\) for 2 pairs"),
         (a_tensor, r"a_tensor: has to return PreferenceTerms, not shape \(2,\)"),
         (of_another_kind, r"of_another_kind: has to return PreferenceTerms, not UnpairedTerms"),
@@ -206,9 +209,7 @@ def flat_rewards(policy: Ranking, reference: Ranking) -> RankingTerms:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_wrong_answers_are_refused_before_training(
-    loss: Callable[..., Any], expected: str
-) -> None:
+def test_wrong_answers_are_refused_before_training(loss: Callable[..., Any], expected: str) -> None:
     bind(dpo_loss, {})
     with pytest.raises(ValueError, match=expected):
         bind(loss, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from trimtab.rewards.spec import SpecError, parse
 
 # One function for all attempts: each process takes a while to start.
 FILE = """
-import os, signal, socket, subprocess, sys, threading, time
+import os, signal, socket, subprocess, sys, tempfile, threading, time
 print("printed while it loads")
 
 def reads(path):
@@ -34,6 +35,13 @@ def thread():
     one.start()
     one.join()
     return found[0]
+
+def scratch(size):
+    with tempfile.TemporaryDirectory() as folder:
+        with open(folder + "/x", "wb") as file:
+            file.write(bytes(size))
+        os.rename(folder + "/x", folder + "/y")
+        return reads(folder + "/y")
 
 def spin():
     while True:
@@ -62,6 +70,8 @@ DO = {
     "spin": lambda path: spin(),
     "secret": lambda path: float("TRIMTAB_TEST_SECRET" in os.environ),
     "count": lambda path: counted(),
+    "scratch": lambda path: scratch(5),
+    "scratch_large": lambda path: scratch(2 << 20),
     "null": lambda path: open(os.devnull, "w").write("xy"),
     "print": lambda path: print("printed") or 1.0,
 }
@@ -228,9 +238,12 @@ def test_closing_ends_the_process(folder: Path) -> None:
     function = IsolatedFunction(parse(f"{folder}/mine.py:later"))
     process = function._process
     assert process is not None and process.poll() is None
+    scratch = Path(tempfile.gettempdir())
+    before = set(scratch.glob("trimtab-reward-*"))
     function.close()
     function.close()
     assert process.poll() is not None
+    assert len(before - set(scratch.glob("trimtab-reward-*"))) == 1  # its folder
 
 
 # ---------------------------------------------------------------------- what it is kept from
@@ -263,6 +276,12 @@ def test_files_are_not_changed(attempt: IsolatedFunction, folder: Path, what: st
         ask(attempt, what, path)
     assert path.read_text() == "12345" and path.stat().st_mode == before
     assert ask(attempt, "null").values == [2.0]
+
+
+def test_a_scratch_folder_for_small_files(attempt: IsolatedFunction) -> None:
+    assert ask(attempt, "scratch").values == [5.0]
+    with pytest.raises(RunError, match=r"OSError: .*too large"):
+        ask(attempt, "scratch_large")
 
 
 @pytest.mark.parametrize("what", ["fork", "spawn", "kill_parent"])

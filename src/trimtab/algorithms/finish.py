@@ -38,6 +38,7 @@ SHOWN = (
     "eval_logps/chosen",
     "eval_logps/rejected",
 )
+MOST_CLASSES = 12  # whose recall is shown; all are in all_results.json
 
 
 def finish(
@@ -139,6 +140,10 @@ def table(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     lines += [
         f"{name:<{width}}  {_cell(before, name):>26}  {_cell(after, name):>26}" for name in names
     ]
+    if recall := after.get("eval_recall"):
+        shares = [f"{name} {share:.4g}" for name, share in list(recall.items())[:MOST_CLASSES]]
+        more = ", ..." if len(recall) > MOST_CLASSES else ""
+        lines.append(f"recall by class: {', '.join(shares)}{more}")
     return lines
 
 

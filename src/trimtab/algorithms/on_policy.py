@@ -26,6 +26,7 @@ from trimtab.algorithms.stream import TreeStream, micro_batches
 from trimtab.data.order import permutation
 from trimtab.data.rows import Text
 from trimtab.data.trees import TokenTree
+from trimtab.errors import RecipeError
 from trimtab.evaluation.statistics import mean_interval
 from trimtab.rollout import Sampler, SamplingParams
 from trimtab.training.algorithm import Micro
@@ -157,7 +158,13 @@ class OnPolicy(Stage):
         experience = self.sampled(number, rows, prompts, derive(self.settings.seed, "roll", number))
         self.judged(experience)
         self._reference_and_old(experience)
-        self.complete(experience)
+        try:
+            self.complete(experience)
+        except ValueError as error:  # statistics over too few numbers
+            raise RecipeError(
+                f"per_device_train_batch_size={len(rows)}: {error}; take more prompts or "
+                "num_generations a rollout"
+            ) from error
         write_completions(experience, self._asked(experience), self.settings.folder)
         return experience
 

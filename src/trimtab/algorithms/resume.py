@@ -17,6 +17,7 @@ from trimtab.config.recipes import PreferenceRecipe
 from trimtab.config.resolved import Resolved
 from trimtab.data.chat_tokens import fingerprint_tokenizer
 from trimtab.errors import DataError, RecipeError
+from trimtab.models.score_head import head_of
 from trimtab.training.checkpoint import Checkpoint
 from trimtab.training.loop import Loop
 
@@ -34,8 +35,15 @@ def memory(resolved: Resolved, built: Built) -> dict[str, Any]:
         "precision": built.precision.name,
         "optimizer": recipe.optim,
         "objective": loss,
+        "classes": _classes(built),
         "inputs": {**inputs, "tokenizer": fingerprint_tokenizer(built.tokenizer)},
     }
+
+
+def _classes(built: Built) -> list[str]:
+    """A classifier's, in the order of their numbers."""
+    head = head_of(built.stage.policy.model)
+    return [] if head is None else [str(label) for label in head.labels]
 
 
 def restore(
@@ -66,6 +74,11 @@ def restore(
         raise RecipeError(
             f"resume={checkpoint.path}: is at step {step}, and the recipe ends after {total}; "
             "raise max_steps (num_train_epochs)"
+        )
+    if state.get("classes", []) != now["classes"]:
+        raise RecipeError(
+            f"resume={checkpoint.path}: its classes are {', '.join(state.get('classes', []))}, and "
+            f"here they are {', '.join(now['classes'])}; name them in its order with labels"
         )
     if state["objective"] != now["objective"]:
         # Running statistics of one loss mean nothing to another.

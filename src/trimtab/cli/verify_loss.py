@@ -96,9 +96,9 @@ def _print(verdict: Verdict, out: Console) -> None:
     settings = ", ".join(f"{k}={v}" for k, v in verdict.parameters.items()) or "none"
     asked = sorted((spec.needs | spec.prepare_needs) - {"policy"})
     out.print(
-        f"[bold]{escape(spec.name)}[/]: a loss of kind {spec.kind}; hyper-parameters: ", end=""
+        f"[bold]{escape(spec.name)}[/]: a loss of kind {spec.kind}; hyper-parameters: "
+        f"{escape(settings)}; asks for: {', '.join(asked) or 'nothing but the policy'}\n"
     )
-    out.print(f"{escape(settings)}; asks for: {', '.join(asked) or 'nothing but the policy'}\n")
     checks = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for column in ("check", "result", ""):
         checks.add_column(column, no_wrap=column == "result")
@@ -116,8 +116,8 @@ def _print_optimum(verdict: Verdict, out: Console) -> None:
         f"\nIts optimum over exact preferences, beta {verdict.beta:g}: [bold]{found.verdict}[/]"
     )
     out.print(
-        f"KL(pi* || it) = {found.kl_to_best:.3g} nats, KL(IPO's || it) = {found.kl_to_ipo:.3g} nats; "
-        f"largest entry of the gradient there {found.gradient:.1g}\n"
+        f"KL(pi* || it) = {found.kl_to_best:.3g} nats, KL(IPO's || it) = {found.kl_to_ipo:.3g} "
+        f"nats; largest entry of the gradient there {found.gradient:.1g}\n"
     )
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("response")

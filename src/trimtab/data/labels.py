@@ -7,6 +7,7 @@ numbers and names are refused: it could not be said which order they have.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -27,7 +28,6 @@ class Labels:
 
     def __init__(self, given: Sequence[ClassName] | None = None) -> None:
         self.names: tuple[ClassName, ...] | None = None
-        self._places: dict[str, int] = {}
         if given is not None:
             self._settle(given)
 
@@ -35,7 +35,7 @@ class Labels:
         """Raise ``BadRow`` for a row whose class is not one of those that are known."""
         if self.names is None or not isinstance(example, LabelledExample):
             return
-        if str(example.label) not in self._places:
+        if str(example.label) not in _places(self.names):
             raise BadRow("label", "not one of the labels", f"{example.label!r} in {shown(self)}")
 
     def learn(self, examples: Iterable[Example]) -> list[str]:
@@ -64,13 +64,17 @@ class Labels:
 
     def _settle(self, names: Sequence[ClassName]) -> None:
         self.names = tuple(names)
-        self._places = {str(name): place for place, name in enumerate(names)}
-        assert len(self._places) == len(names), "each class once"
+        assert len({str(name) for name in names}) == len(names), "each class once"
 
 
-def place_of(label: ClassName, names: Sequence[ClassName]) -> int:
+def place_of(label: ClassName, names: tuple[ClassName, ...]) -> int:
     """The number of a class, which is one of ``names``."""
-    return [str(name) for name in names].index(str(label))
+    return _places(names)[str(label)]
+
+
+@functools.lru_cache(maxsize=4)
+def _places(names: tuple[ClassName, ...]) -> dict[str, int]:
+    return {str(name): place for place, name in enumerate(names)}
 
 
 def shown(labels: Labels) -> str:

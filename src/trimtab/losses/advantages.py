@@ -223,7 +223,7 @@ def _group_centred(rewards: Tensor, groups: Tensor, valid: Tensor | None) -> tup
     least = least.scatter_reduce(0, groups, rewards, "amin")
     above = torch.where(valid, rewards - least[groups], 0.0)
     count = segment_sum(valid.to(above), groups, size)
-    mean = segment_sum(above, groups, size) / count.clamp(min=1)
+    mean = segment_sum(above, groups, size) / count  # of a group without any it is not read
     return torch.where(valid, above - mean[groups], 0.0), count[groups]
 
 

@@ -51,7 +51,7 @@ CALL_INPUTS: dict[Kind, frozenset[str]] = {
     "ranking": frozenset({"policy", "reference"}),
 }
 STEP_INPUTS = frozenset({"mismatched_policy", "mismatched_reference", "generator"})
-INPUTS = frozenset.union(STEP_INPUTS, *CALL_INPUTS.values())
+INPUTS = STEP_INPUTS | {name for inputs in CALL_INPUTS.values() for name in inputs}
 TERMS: dict[Kind, type[PreferenceTerms | UnpairedTerms | RankingTerms]] = {
     "pair": PreferenceTerms,
     "unpaired": UnpairedTerms,
@@ -165,24 +165,26 @@ def _call(spec: LossSpec, loss: Any, size: int) -> None:
     inputs = example(spec, size=size)
     inputs["policy"] = with_gradient(inputs["policy"])
     with torch.enable_grad():
-        terms = loss(**{key: inputs[key] for key in spec.needs})
+        terms: Any = loss(**{key: inputs[key] for key in spec.needs})
     unit, wanted = _UNITS[spec.kind], TERMS[spec.kind]
     if not isinstance(terms, wanted):
         raise ValueError(f"{spec.name}: has to return {wanted.__name__}, not {_of(terms)}")
-    if not isinstance(terms.losses, Tensor) or tuple(terms.losses.shape) != (size,):
+    fields: dict[str, Any] = terms._asdict()
+    losses = fields["losses"]
+    if not isinstance(losses, Tensor) or tuple(losses.shape) != (size,):
         raise ValueError(
-            f"{spec.name}: gave losses of {_of(terms.losses)} for {size} {unit}s; give one loss "
-            f"for each {unit}, never a mean or a sum: the run divides, by all {unit}s of the step"
+            f"{spec.name}: gave losses of {_of(losses)} for {size} {unit}s; give one loss for each "
+            f"{unit}, never a mean or a sum: the run divides, by all {unit}s of the step"
         )
-    if not terms.losses.requires_grad:
+    if not losses.requires_grad:
         raise ValueError(f"{spec.name}: its losses have no gradient: they do not depend on policy")
     rewards = (size, 4) if spec.kind == "ranking" else (size,)
-    for field, value in zip(terms._fields, terms, strict=True):
+    for field, value in fields.items():
         shape = (size,) if field == "losses" else rewards
         if not isinstance(value, Tensor) or tuple(value.shape) != shape:
             raise ValueError(f"{spec.name}: gave {field} of {_of(value)}, not of shape {shape}")
         if not bool(value.isfinite().all()):
-            raise ValueError(f"{spec.name}: gave {field} that are not finite: {value.tolist()}")
+            raise ValueError(f"{spec.name}: gave {field} that are not finite: {value.detach()}")
 
 
 def _of(value: Any) -> str:

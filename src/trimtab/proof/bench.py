@@ -113,7 +113,8 @@ def check_gradient(bench: Bench) -> Check:
     if worst_plain < 1e-6:
         detail = f"worst relative error {worst_plain:.1e}"
         return Check(name, "passed", detail, True, worst_plain)
-    if worst_held < 1e-6 and _descends(bench):
+    if worst_held < 1e-6:
+        # Whether that is meant nobody can say; a wrong direction is for the next check.
         return Check(
             name,
             "note",
@@ -122,21 +123,8 @@ def check_gradient(bench: Bench) -> Check:
             True,
             worst_held,
         )
-    detail = f"worst relative error {worst_plain:.1e}; it does not lead down the loss's value"
-    if worst_held >= 1e-6:
-        detail = f"worst relative error {worst_plain:.1e}: autograd's gradient is another"
+    detail = f"worst relative error {worst_plain:.1e}: autograd's gradient is another"
     return Check(name, "failed", detail, True, worst_plain)
-
-
-def _descends(bench: Bench) -> bool:
-    """Whether a small step down the gradient lowers every row's loss."""
-    loss, inputs = bench.make(), bench.inputs(5)
-    before, slopes = gradients(loss, inputs)
-    queue = list(slopes)
-    policy = map_sums(inputs["policy"], lambda s: s - 1e-4 * queue.pop(0))
-    after = loss(**{**inputs, "policy": policy}).losses
-    moved = torch.stack([g.flatten(1).sum(1) if g.ndim > 1 else g for g in slopes]).abs().sum(0) > 0
-    return bool((after <= before)[moved].all())
 
 
 def check_direction(bench: Bench) -> Check:
@@ -171,7 +159,7 @@ def _share(hits: Tensor) -> float:
 
 
 def check_extremes(bench: Bench) -> Check:
-    """Losses and gradients in fp32 with log-ratios of up to 1e4 nats, and with certain responses."""
+    """Losses and gradients in fp32, with log-ratios up to 1e4 nats and with certain responses."""
     name = "finite at extreme inputs"
     for far in FAR:
         for inputs in _far_inputs(bench, far):
@@ -296,13 +284,15 @@ def needs_reference(bench: Bench) -> Check:
 
 
 def swap(bench: Bench) -> Check:
-    """P2: L(l, w) - L(w, l) is the difference of the implicit rewards: a Bradley-Terry likelihood."""
+    """P2: is L(l, w) - L(w, l) the difference of the implicit rewards, as a likelihood has it?"""
     name = "swapping: L(l,w) - L(w,l) = reward margin"
     if bench.spec.kind != "pair":
         return Check(name, "does not apply", "it has no two sides to swap")
     inputs = bench.inputs()
     turned = {
-        key: type(value)(*reversed(value)) if isinstance(value, (Pair, PairValues)) else value
+        key: value._replace(chosen=value.rejected, rejected=value.chosen)
+        if isinstance(value, (Pair, PairValues))
+        else value
         for key, value in inputs.items()
     }
     there, back = bench.make()(**inputs), bench.make()(**turned)

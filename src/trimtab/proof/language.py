@@ -18,10 +18,10 @@ class Language:
     """All strings of 1 to ``longest`` letters, as answers to any of the ``prompts``.
 
     With two letters and ``longest`` = 2 there are six responses (the setup E6), with 3 fourteen.
-    The empty response is left out: rows of data cannot have it. A prompt is one token, and no letter
-    of a response: otherwise a prompt and the beginning of a response could be another prompt, whose
+    The empty response is left out: rows of data cannot have it. A prompt is one token, and none of
+    the letters: otherwise a prompt with the beginning of a response could be another prompt, whose
     answers no language model could then choose freely, and a transformer could not count the
-    letters of "xaaa" if x were an a.
+    letters of "xaaa", if x were an a.
     """
 
     letters: str = "ab"
@@ -77,7 +77,7 @@ class Language:
 
     @functools.cached_property
     def visits(self) -> Tensor:
-        """[Y, prefixes, tokens] float64: 1 where a response chooses that token after that prefix."""
+        """[Y, prefixes, tokens] float64: 1 where a response has that token after that prefix."""
         shape = (len(self.texts), len(self.prefixes), self.stop + 1)
         found = torch.zeros(shape, dtype=torch.float64)
         for number, text in enumerate(self.texts):

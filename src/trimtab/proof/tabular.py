@@ -44,7 +44,7 @@ class TokenTable(nn.Module):
         return torch.einsum("xpt,ypt->xy", finite, self.language.visits)
 
     def sequence_kl(self, reference: TokenTable) -> Tensor:
-        """[X, Y] the sum, over the prefixes of a response, of KL(reference || this) of the token."""
+        """[X, Y] the sum of KL(reference || this) of the next token over a response's prefixes."""
         theirs, ours = reference.tokens().detach(), self.tokens()
         apart = (theirs - ours).masked_fill(~self.language.choices, 0.0)
         at_prefix = (theirs.exp() * apart).sum(-1)  # [X, prefixes]

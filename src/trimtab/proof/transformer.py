@@ -98,8 +98,8 @@ def ranking_rows(language: Language, rankings: Rankings) -> list[dict[str, Any]]
 def response_logprobs(model: Any, language: Language) -> Tensor:
     """[X, Y] float64 summed log-probs of the responses, stop token included, with gradient.
 
-    The model's own logits for one sequence after the other: no tree, no packing, no fused head. Rows
-    do not sum to 1, since a model can also say what is not in the language.
+    The model's own logits for one sequence after the other: no tree, no packing, no fused head.
+    Rows do not sum to 1, since a model can also say what is not in the language.
     """
     rows = []
     for prompt in language.prompts:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import weakref
 from pathlib import Path
@@ -100,7 +102,9 @@ class IsolatedFunction(RewardFunction):
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         package = str(Path(trimtab.__file__).resolve().parents[1])
         path = [package, *filter(None, [kept.get("PYTHONPATH")])]
+        scratch = tempfile.mkdtemp(prefix="trimtab-reward-")  # libraries want one
         fixed = {
+            **dict.fromkeys(("HOME", "TMPDIR", "TEMP", "TMP"), scratch),
             "PYTHONPATH": os.pathsep.join(path),
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONIOENCODING": "utf-8",
@@ -116,9 +120,9 @@ class IsolatedFunction(RewardFunction):
             env=kept | fixed,
             start_new_session=True,  # its children, if it has any, are ended with it
         )
-        self._finalizer = weakref.finalize(self, _end, self._process)
+        self._finalizer = weakref.finalize(self, _end, self._process, scratch)
         try:
-            order = {"load": {"spec": self.spec, "memory": self._memory}}
+            order = {"load": {"spec": self.spec, "scratch": scratch, "memory": self._memory}}
             reply = self._exchange(order, self._loading, 1 << 20)
         except TimeUp:
             raise SpecError(f"importing it took more than {self._loading:g} s") from None
@@ -179,7 +183,7 @@ class _Ended(Exception):
     """The process is gone; the text says how."""
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], scratch: str) -> None:
     """Kill the process and its group, and clear away what is left of it."""
     with contextlib.suppress(OSError):
         if hasattr(os, "killpg") and process.poll() is None:
@@ -192,6 +196,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         if stream is not None:
             with contextlib.suppress(OSError, ValueError):
                 stream.close()
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _why(code: int | None) -> str:

@@ -1,14 +1,15 @@
 """What a process that runs somebody's reward function is kept from, as far as the system can.
 
     memory      address space (RLIMIT_AS)                                  Linux, macOS in part
-    writes      files do not grow (RLIMIT_FSIZE); with Landlock no file is
-                opened for writing, made, renamed or removed               all; Linux 5.13 on
+    writes      no file is opened for writing, made, renamed or removed
+                but in a scratch folder, where none grows over 1 MiB       Linux 5.13 on (Landlock)
     reads       only Python's own files and the function's folder          Linux 5.13 on (Landlock)
     processes   none can be started, no other one signalled or traced      Linux (seccomp)
     network     no socket can be made                                      Linux (seccomp)
 
 ``confine`` applies what there is and says what is in force. Nothing of it needs rights, and nothing
-can be taken back by the process. Windows has none of it. Time is the parent's business.
+can be taken back by the process. Files do not grow over 1 MiB anywhere but on Windows, which has
+nothing else either. Time is the parent's business.
 
 References: landlock(7), seccomp(2); the numbers are those of the kernel's headers.
 """
@@ -29,6 +30,7 @@ from pathlib import Path
 GUARDS = ("memory", "writes", "reads", "processes", "network")
 """Everything that can be in force, by the names of the table above."""
 
+_LARGEST = 1 << 20  # bytes of a file that is written
 _NO_NEW_PRIVS, _SECCOMP, _FILTER = 38, 22, 2  # of prctl
 
 _SYSTEM = (
@@ -38,11 +40,14 @@ _SYSTEM = (
 )
 
 
-def confine(readable: Sequence[Path], listable: Sequence[Path], memory: int) -> list[str]:
+def confine(
+    readable: Sequence[Path], listable: Sequence[Path], scratch: Path, memory: int
+) -> list[str]:
     """Confine this process for the rest of its life; returns the guards that are in force.
 
-    ``readable`` folders can be read beside Python's own, ``listable`` ones listed; ``memory`` is in
-    bytes. Call it before there are other threads: they would not be confined.
+    ``readable`` folders can be read beside Python's own, ``listable`` ones listed, ``scratch`` can
+    be written to; ``memory`` is in bytes. Call it before there are other threads: they would not be
+    confined.
     """
     found = _limits(memory)
     if not sys.platform.startswith("linux"):
@@ -50,7 +55,7 @@ def confine(readable: Sequence[Path], listable: Sequence[Path], memory: int) -> 
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return found
-    if _landlock(libc, [*map(Path, _SYSTEM), *_python(), *readable], listable):
+    if _landlock(libc, [*map(Path, _SYSTEM), *_python(), *readable], listable, scratch):
         found += ["writes", "reads"]
     if _seccomp(libc):
         found += ["processes", "network"]
@@ -77,7 +82,7 @@ def _limits(memory: int) -> list[str]:
     with contextlib.suppress(ValueError, OSError):
         # Writing past the limit is then an error instead of the end of the process.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST, _LARGEST))
     try:
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     except (ValueError, OSError):  # macOS takes no lower limit than what is mapped
@@ -97,10 +102,13 @@ def _python() -> list[Path]:
 _CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446  # the same on every architecture
 _PATH_BENEATH = 1
 _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 1, 1 << 2, 1 << 3
+_EXECUTE, _MAKE_DEVICES = 1 << 0, 1 << 6 | 1 << 11
 _RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # how many rights over files each version knows; then 16
 
 
-def _landlock(libc: ctypes.CDLL, readable: Iterable[Path], listable: Iterable[Path]) -> bool:
+def _landlock(
+    libc: ctypes.CDLL, readable: Iterable[Path], listable: Iterable[Path], scratch: Path
+) -> bool:
     abi = libc.syscall(_CREATE, None, 0, 1)
     if abi < 1:
         return False
@@ -114,6 +122,7 @@ def _landlock(libc: ctypes.CDLL, readable: Iterable[Path], listable: Iterable[Pa
             _allow(libc, ruleset, path, _READ_FILE | (_READ_DIR if path.is_dir() else 0))
         for path in listable:
             _allow(libc, ruleset, path, _READ_DIR)
+        _allow(libc, ruleset, scratch, rights & ~(_EXECUTE | _MAKE_DEVICES))
         _allow(libc, ruleset, Path("/dev/null"), _READ_FILE | _WRITE_FILE)
         return libc.syscall(_RESTRICT, ruleset, 0) == 0
     finally:

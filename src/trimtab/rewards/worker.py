@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import IO, Any
 
 from trimtab.rewards import sandbox
@@ -56,7 +57,8 @@ def main() -> None:
 def _load(order: dict[str, Any]) -> tuple[dict[str, Any], LocalFunction | None]:
     try:
         spec = specs.parse(order["spec"])
-        guards = sandbox.confine(*specs.readable_by(spec), order["memory"])
+        scratch = Path(order["scratch"])
+        guards = sandbox.confine(*specs.readable_by(spec), scratch, order["memory"])
         _end_with_the_parent()
         loaded = specs.load(spec)
     except specs.SpecError as error:

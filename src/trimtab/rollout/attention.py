@@ -32,6 +32,8 @@ from trimtab.rollout.cache import KeyValues, Run, runs_of
 Rows = slice | Tensor
 """Rows of a tensor: neighbours, which cost nothing to take, or any."""
 
+_Views = Sequence[tuple[Tensor, Tensor]]
+
 
 class PromptPlan:
     """Attention over packed prompts; keys and values go to their places as they come.
@@ -83,6 +85,38 @@ class _PromptRun:
     place: Rows
     rows: Rows
 
+    def views(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """[n * H_kv, D, length] and [n * H_kv, length, D'] of a layer's prompts."""
+        start, stop, length = self.run
+        keys = keys[start:stop, :, :length].flatten(0, 1).transpose(1, 2)
+        return keys, values[start:stop, :, :length].flatten(0, 1)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[n * H_kv, width * G, S] from the rows of [R, H_kv, G, S]."""
+        x = _take(x, self.take)
+        _, heads, groups, size = x.shape
+        if self.width == 1:
+            return x.reshape(-1, groups, size)
+        x = x.view(-1, self.width, heads, groups, size).transpose(1, 2)
+        return x.reshape(-1, self.width * groups, size)
+
+    def scatter(self, x: Tensor, target: Tensor, *, add: bool = False) -> None:
+        """Give [n * H_kv, width * G, S] to the rows of ``target`` [R, H_kv, G, S]."""
+        _, heads, groups, size = target.shape
+        if self.width == 1:
+            x = x.view(-1, heads, groups, size)
+        else:
+            x = x.view(-1, heads, self.width, groups, size).transpose(1, 2)
+            x = x.reshape(-1, heads, groups, size)
+        x = _take(x, self.place)
+        if isinstance(self.rows, slice):
+            part = target[self.rows]
+            part.add_(x) if add else part.copy_(x)
+        elif add:
+            target.index_add_(0, self.rows, x)
+        else:
+            target.index_copy_(0, self.rows, x.to(target.dtype))
+
 
 class Crew:
     """Which rows there are: the same for all steps until one comes or goes.
@@ -107,6 +141,13 @@ class Crew:
         self.most_sampled = max(sampled)
         self.prompt_runs = self._prompt_runs(prompts, lengths)
         self.own_runs = runs_of(sampled)
+        self._views: dict[int, _Views] = {}
+
+    def prompt_views(self, layer: int, keys: Tensor, values: Tensor) -> _Views:
+        """Of each run of prompts, what the products read; the prompts stay as long as the crew."""
+        if layer not in self._views:
+            self._views[layer] = [part.views(keys, values) for part in self.prompt_runs]
+        return self._views[layer]
 
     def advance(self) -> None:
         """Every row has sampled one more token."""
@@ -180,9 +221,11 @@ class RowPlan:
         query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         own = self.cache.own.layer(layer, key, value)
         self._write(own, key, value)
-        prompt = self.cache.prompts.layer(layer, key, value)
+        prompts = self.cache.prompts.layer(layer, key, value)
+        views = self.crew.prompt_views(layer, *prompts)
         heads = key.shape[1]
-        scores = self._scores(query, prompt[0], own[0], heads)
+        query = query.reshape(self.rows, heads, -1, query.shape[-1])
+        scores = self._scores(query, views, own[0])
         if softcap is not None:
             scores.div_(softcap).tanh_().mul_(softcap)
         scores.masked_fill_(self._mask(sliding_window), float("-inf"))
@@ -191,8 +234,8 @@ class RowPlan:
         else:
             sinks = s_aux.to(scores.dtype).view(1, heads, -1, 1).expand(*scores.shape[:3], 1)
             weights = torch.cat((scores, sinks), -1).softmax(-1)
-        out = self._values(weights.to(value.dtype), prompt[1], own[1])
-        return out.view(self.rows, query.shape[1], -1)
+        out = self._values(weights.to(value.dtype), views, own[1])
+        return out.flatten(1, 2)
 
     def _write(self, own: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> None:
         """Put the new keys and values at the end of each row's own."""
@@ -207,45 +250,36 @@ class RowPlan:
             flat = store.view(-1, store.shape[-1])
             flat.index_copy_(0, self._written[heads], new.reshape(-1, new.shape[-1]))
 
-    def _scores(self, query: Tensor, prompts: Tensor, own: Tensor, heads: int) -> Tensor:
+    def _scores(self, query: Tensor, views: _Views, own: Tensor) -> Tensor:
         """[R, H_kv, G, P + L] in at least fp32; what no run covers is left to the mask."""
-        crew, size = self.crew, query.shape[-1]
-        query = query.reshape(self.rows, heads, -1, size)
-        groups, split = query.shape[2], crew.longest_prompt
-        shape = self.rows, heads, groups, split + crew.most_sampled
+        crew = self.crew
+        rows, heads, groups, _ = query.shape
+        split = crew.longest_prompt
+        shape = rows, heads, groups, split + crew.most_sampled
         scores = query.new_empty(shape, dtype=compute_dtype(query.dtype))
-        for part in crew.prompt_runs:
-            n, width, length = part.run.stop - part.run.start, part.width, part.run.length
-            q = _take(query, part.take).view(n, width, heads, groups, size).transpose(1, 2)
-            keys = prompts[part.run.start : part.run.stop, :, :length].flatten(0, 1)
-            s = torch.bmm(q.reshape(n * heads, width * groups, size), keys.transpose(1, 2))
-            s = s.view(n, heads, width, groups, length).transpose(1, 2).flatten(0, 1)
-            _put(scores[..., :length], part.rows, _take(s, part.place))
+        for part, (keys, _) in zip(crew.prompt_runs, views, strict=True):
+            product = torch.bmm(part.gather(query), keys)
+            part.scatter(product, scores[..., : part.run.length])
         for start, stop, length in crew.own_runs:
-            keys = own[start:stop, :, :length].flatten(0, 1)
-            s = torch.bmm(query[start:stop].flatten(0, 1), keys.transpose(1, 2))
+            keys = own[start:stop, :, :length].flatten(0, 1).transpose(1, 2)
+            product = torch.bmm(query[start:stop].flatten(0, 1), keys)
             target = scores[start:stop, ..., split : split + length]
-            target.copy_(s.view(stop - start, heads, groups, length))
+            target.copy_(product.view(stop - start, heads, groups, length))
         return scores
 
-    def _values(self, weights: Tensor, prompts: Tensor, own: Tensor) -> Tensor:
+    def _values(self, weights: Tensor, views: _Views, own: Tensor) -> Tensor:
         """[R, H_kv, G, D'] from the weights [R, H_kv, G, P + L ...] of ``_scores``."""
-        crew, size = self.crew, own.shape[-1]
-        _, heads, groups, _ = weights.shape
+        crew = self.crew
+        rows, heads, groups, _ = weights.shape
         split = crew.longest_prompt
-        out = weights.new_empty(self.rows, heads, groups, size)
+        out = weights.new_empty(rows, heads, groups, own.shape[-1])
         for start, stop, length in crew.own_runs:
-            w = weights[start:stop, ..., split : split + length].flatten(0, 1)
-            result = torch.bmm(w, own[start:stop, :, :length].flatten(0, 1))
-            out[start:stop] = result.view(stop - start, heads, groups, size)
-        for part in crew.prompt_runs:
-            n, width, length = part.run.stop - part.run.start, part.width, part.run.length
-            w = _take(weights[..., :length], part.take)
-            w = w.view(n, width, heads, groups, length).transpose(1, 2)
-            values = prompts[part.run.start : part.run.stop, :, :length].flatten(0, 1)
-            result = torch.bmm(w.reshape(n * heads, width * groups, length), values)
-            result = result.view(n, heads, width, groups, size).transpose(1, 2).flatten(0, 1)
-            _add(out, part.rows, _take(result, part.place))
+            part = weights[start:stop, ..., split : split + length].flatten(0, 1)
+            product = torch.bmm(part, own[start:stop, :, :length].flatten(0, 1))
+            out[start:stop].copy_(product.view(stop - start, heads, groups, -1))
+        for part, (_, values) in zip(crew.prompt_runs, views, strict=True):
+            product = torch.bmm(part.gather(weights[..., : part.run.length]), values)
+            part.scatter(product, out, add=True)
         return out
 
     def _mask(self, window: int | None) -> Tensor:
@@ -267,17 +301,3 @@ class RowPlan:
 
 def _take(x: Tensor, rows: Rows) -> Tensor:
     return x[rows] if isinstance(rows, slice) else x.index_select(0, rows)
-
-
-def _put(x: Tensor, rows: Rows, new: Tensor) -> None:
-    if isinstance(rows, slice):
-        x[rows] = new
-    else:
-        x.index_copy_(0, rows, new.to(x.dtype))
-
-
-def _add(x: Tensor, rows: Rows, new: Tensor) -> None:
-    if isinstance(rows, slice):
-        x[rows] += new
-    else:
-        x.index_add_(0, rows, new)

@@ -110,9 +110,10 @@ class _Layer:
         )
         self.query_norm = _norm(attention.q_norm) if hasattr(attention, "q_norm") else None
         self.key_norm = _norm(attention.k_norm) if hasattr(attention, "k_norm") else None
-        self.query, self.key = attention.q_proj, attention.k_proj
-        self.value, self.out = attention.v_proj, attention.o_proj
-        self.gate, self.up, self.down = layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj
+        self.query, self.key = _product(attention.q_proj), _product(attention.k_proj)
+        self.value, self.out = _product(attention.v_proj), attention.o_proj
+        self.gate, self.up = _product(layer.mlp.gate_proj), _product(layer.mlp.up_proj)
+        self.down = layer.mlp.down_proj
         self.activation = layer.mlp.act_fn
 
     def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, plan: RowPlan) -> Tensor:
@@ -151,6 +152,14 @@ def _norm(norm: Any) -> Callable[[Tensor], Tensor]:
     if weight.dtype in (torch.bfloat16, torch.float16):
         return norm
     return lambda x: F.rms_norm(x, weight.shape, weight, epsilon)
+
+
+def _product(module: Any) -> Callable[[Tensor], Tensor]:
+    """A projection without the call of a module around it, where it is a plain one."""
+    if type(module) is not nn.Linear:
+        return module
+    weight, bias = module.weight, module.bias
+    return lambda x: F.linear(x, weight, bias)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -102,11 +102,11 @@ def sample(options: SampleOptions, progress: Progress) -> list[str]:
 
 def check(options: SampleOptions) -> Path:
     """Refuse options that make no sense; returns the output's path, in a folder that is there."""
-    _ = options.params
-    for name in ("num_generations", "max_rows", "batch_slots"):
+    for name in ("num_generations", "max_completion_length", "max_rows", "batch_slots"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise RecipeError(f"{name}={value}: must be at least 1")
+    _ = options.params  # which refuse what else is out of range
     output = Path(options.output).expanduser()
     if output.suffix != ".jsonl":
         raise RecipeError(f"output={options.output}: rows are written as .jsonl; name such a file")

@@ -8,6 +8,7 @@ the rows that it was sampled with before, so that the output has the same bytes.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import uuid
@@ -36,13 +37,22 @@ class SampleJournal:
         self.settings = dict(settings)
         self.rows = 0
         self._chunk = chunk
+        self._lock = -1
         try:
             self._file = files.AppendFile(self.path)
-            self._lock = _locked(self.path, output)
-            kept = self._take_over(files.read_file(self.path), restart)
-            self._file.truncate(kept)
         except OSError as error:
             raise _unwritable(self.path, error) from error
+        try:
+            self._lock = _locked(self.path, output)
+            for stale in output.parent.glob(f".tmp-{glob.escape(output.name)}-*"):  # of a kill
+                stale.unlink()
+            kept = self._take_over(files.read_file(self.path), restart)
+            self._file.truncate(kept)
+        except BaseException as error:
+            self._release()
+            if isinstance(error, OSError):
+                raise _unwritable(self.path, error) from error
+            raise
 
     def _take_over(self, content: bytes, restart: bool) -> int:
         """How many bytes of whole chunks there are; their settings must be ours."""
@@ -115,9 +125,13 @@ class SampleJournal:
         if remove or not self.rows:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
+        self._release()
+
+    def _release(self) -> None:
         self._file.close()
-        with contextlib.suppress(OSError):
+        if self._lock >= 0:
             os.close(self._lock)
+            self._lock = -1
 
 
 def journal_of(output: Path) -> Path:

@@ -46,6 +46,7 @@ class Trial:
     token_bytes: int = 0
 
 
+@torch.no_grad()
 def try_steps(model: nn.Module, steps: Steps, way: Literal["llama", "model"]) -> Trial:
     """Sample a few tokens by ``steps`` and compare what chose them with the model's own states."""
     was_installed = is_installed(model)
