@@ -127,7 +127,7 @@ class _Builder:
             choose_pad(policy.model, self.renderer, stores, adapter=adapter, note=self.note)
         stage = self._stage(policy, stream, held_out, mix, total)
         if isinstance(stage, RewardModelling):
-            conclude = centring(recipe, rows, stage, self.note)
+            conclude = centring(self.recipe, rows, stage, self.note)
         return Built(
             stage=stage,
             tokenizer=self.tokenizer,

@@ -133,9 +133,7 @@ class OnPolicyBuilder:
             self.note(f"reward model {recipe.reward_model}: {how}")
             name = Path(recipe.reward_model).name
             sources[name] = by_reward_model(self.reward_model, self.rows.tokenizer)
-        functions = [
-            resolve(text, isolate=recipe.reward_isolate) for text in recipe.reward_funcs
-        ]
+        functions = [resolve(text, isolate=recipe.reward_isolate) for text in recipe.reward_funcs]
         names = {name for row in every.values() for name in row.columns}
         for name, function in zip(names_of(functions), functions, strict=True):
             check_columns(function, names, ids=True)

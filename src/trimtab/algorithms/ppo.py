@@ -269,4 +269,3 @@ class PPO(OnPolicy):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what ``state_dict`` gave."""
         self.kl_coef = float(state["kl_coef"])
-

@@ -154,7 +154,7 @@ def _reference(stage: PreferenceOptimisation, tolerance: float) -> Iterator[Chec
 
 
 def _gradients(stage: Stage) -> Check:
-    """Every trainable tensor gets a finite gradient from a micro-batch of every stream of step 1."""
+    """Every trainable tensor gets a finite gradient from one micro-batch of each stream."""
     model = stage.model
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     reached: set[str] = set()
