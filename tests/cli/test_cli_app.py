@@ -58,10 +58,12 @@ def test_the_verbs_are_those_of_the_recipes() -> None:
 
 @pytest.mark.parametrize("verb", list(VERBS))
 def test_a_verb_runs_its_recipe(verb: str, runs: list[Any]) -> None:
-    assert main([verb, *BASE, "--seed", "3", "--output-dir", "o"]) == 0
+    judged = ["--reward-funcs", "f"] if verb in ("ppo", "grpo", "rloo") else []
+    words = [verb, *BASE, *judged, "--seed", "3", "--output-dir", "o"]
+    assert main(words) == 0
     ((resolved, command),) = runs
     assert (resolved.verb, resolved.recipe.seed, resolved.recipe.output_dir) == (verb, 3, "o")
-    assert command == ["trimtab", verb, *BASE, "--seed", "3", "--output-dir", "o"]
+    assert command == ["trimtab", *words]
 
 
 def test_the_code_of_the_run_is_the_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,7 @@ class OnPolicyBuilder:
 
     def _critic(self, recipe: PpoRecipe) -> Critic:
         found = self._critic_source(recipe)
-        inner = self.policy.model
+        inner: Any = self.policy.model
         dtype = next(inner.parameters()).dtype
         if found == "shared":
             width = inner.config.get_text_config().hidden_size
