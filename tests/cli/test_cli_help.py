@@ -38,7 +38,8 @@ def test_every_key_is_there_with_words(verb: str) -> None:
 @pytest.mark.parametrize("verb", list(VERBS))
 def test_defaults_are_those_of_a_run(verb: str) -> None:
     text = help_of(verb)
-    recipe = resolve(verb, ["--model", "m", "--dataset", "d"], env={}).recipe
+    judged = ["--reward-funcs", "f"] if verb in ("ppo", "grpo", "rloo") else []
+    recipe = resolve(verb, ["--model", "m", "--dataset", "d", *judged], env={}).recipe
     for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size"):
         row = re.search(rf"^ +--{name.replace('_', '-')} .*?; default (.*?)\]", text, re.S | re.M)
         assert row and float(row[1]) == getattr(recipe, name), name
