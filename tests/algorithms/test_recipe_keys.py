@@ -13,7 +13,7 @@ from trimtab.config.recipes import NewModelSpec, NewTokenizerSpec
 SOURCE = Path(trimtab.__file__).parent
 
 # Methods of the recipes through which other keys are read.
-READERS = {"train_specs", "eval_specs", "specs", "rows_per_step", "config", "gather"}
+READERS = {"train_specs", "eval_specs", "specs", "rows_per_step", "config", "gather", "passes"}
 
 
 def names_in(tree: ast.AST) -> set[str]:

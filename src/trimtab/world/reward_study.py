@@ -12,7 +12,8 @@ otherwise:
     other requests        as many pairs as ``pairs``, each on a request of its own; half size
 
 Accuracy is on held-out requests that no row combines, stories of the teller that wrote the rows and
-of the demo's sft model; a pair is right where the annotator's choice has the higher reward.
+of the demo's sft model; a pair is right where the annotator's choice has the higher reward. Below
+stands how often the gold reward itself has the annotator's order, and some of its parts alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from trimtab.errors import TrimtabError, UsageError
 from trimtab.evaluation.statistics import cluster_bootstrap, clustered_share
 from trimtab.rewards.reward_model import RewardModel
 from trimtab.world.annotators import rank_stories
-from trimtab.world.calibrate import Tally, gold_scores, own_stories, rewards, tally, train
+from trimtab.world.calibrate import Tally, own_stories, rewards, tally, train
 from trimtab.world.corpus import (
     PreferenceRow,
     RankedRow,
@@ -40,10 +41,13 @@ from trimtab.world.corpus import (
     preference_rows,
 )
 from trimtab.world.draws import Draw
+from trimtab.world.gold import WEIGHTS, gold_reward
 
 K = 4
 COMPARISONS = K * (K - 1) // 2  # of a ranking
 BATCH = 4  # rankings a step
+# Parts of the gold reward that single sentences show, without the request and the course of events.
+SURFACE = ("kind", "ends", "unpadded")
 Rows = Literal["rankings", "pairs", "one pair", "other requests"]
 
 
@@ -253,6 +257,17 @@ def table(
     return lines
 
 
+def _sums(rows: Sequence[RankedRow], parts: Sequence[str]) -> list[list[float]]:
+    """Some parts of every story's gold reward, added up."""
+    return [
+        [
+            sum(WEIGHTS[part] * score.parts[part] for part in parts)
+            for score in (gold_reward(row["prompt"], story) for story in row["responses"])
+        ]
+        for row in rows
+    ]
+
+
 def report(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     judged_by: Mapping[str, Sequence[RankedRow]],
@@ -261,19 +276,21 @@ def report(
     """The tables as Markdown, and everything as JSON types."""
     sets = list(judged_by)
     ceiling = {
-        of: clustered_share(*tally(rows, gold_scores(rows)))._asdict()
-        for of, rows in judged_by.items()
+        name: {
+            of: clustered_share(*tally(rows, _sums(rows, parts)))._asdict()
+            for of, rows in judged_by.items()
+        }
+        for name, parts in (("gold reward", list(WEIGHTS)), (" + ".join(SURFACE), SURFACE))
     }
-    best = ", ".join(
-        f"{of} " + "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**found)
-        for of, found in ceiling.items()
-    )
     lines = [*table(SIZES, runs, sets), "", *table(LAYOUTS, runs, sets), ""]
-    lines.append(f"The gold reward itself has the annotator's order of: {best}.")
+    lines += [f"| the order by | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
+    for name, found in ceiling.items():
+        cells = ["{mean:.3f} [{low:.3f}, {high:.3f}]".format(**found[of]) for of in sets]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     record = {
         "settings": dataclasses.asdict(settings),
         "intervals": "95 %, over requests, seeds pooled",
-        "gold_reward": ceiling,
+        "order_by": ceiling,
         "runs": {name: summarise(records) for name, records in runs.items()},
         "against": {
             f"{names[0]}: {name}": {of: difference(runs[name], runs[names[0]], of) for of in sets}
