@@ -153,7 +153,9 @@ def test_no_signal_at_all_moves_nothing(world: World) -> None:
 # ---------------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize("verb", ["ppo", "rloo", "grpo dr_grpo"])
+@pytest.mark.parametrize(
+    "verb", ["ppo", pytest.param("rloo", marks=pytest.mark.slow), "grpo dr_grpo"]
+)
 def test_reward_rises(world: World, verb: str) -> None:
     verb, _, algorithm = verb.partition(" ")
     keys: dict[str, Any] = {"algorithm": algorithm} if algorithm else {}

@@ -149,6 +149,7 @@ def test_ppo_reaches_the_optimum(setting: Setting) -> None:
     assert setting.distance(found) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["on_policy", "clip_reward"])
 def test_the_lines_before_reach_it_too(setting: Setting, objective: str) -> None:
     epochs = 1 if objective == "on_policy" else 2
