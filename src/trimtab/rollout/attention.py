@@ -103,19 +103,19 @@ class _PromptRun:
     def scatter(self, x: Tensor, target: Tensor, *, add: bool = False) -> None:
         """Give [n * H_kv, width * G, S] to the rows of ``target`` [R, H_kv, G, S]."""
         _, heads, groups, size = target.shape
-        if self.width == 1:
-            x = x.view(-1, heads, groups, size)
+        x = x.view(-1, heads, self.width, groups, size).transpose(1, 2)
+        rows = self.rows
+        if isinstance(rows, slice):
+            if rows.stop - rows.start == len(x) * self.width:  # in their order, none missing
+                part = target[rows].unflatten(0, (-1, self.width))
+                part.add_(x) if add else part.copy_(x)
+                return
+            rows = torch.arange(rows.start, rows.stop, device=x.device)
+        x = _take(x.reshape(-1, heads, groups, size), self.place)
+        if add:
+            target.index_add_(0, rows, x)
         else:
-            x = x.view(-1, heads, self.width, groups, size).transpose(1, 2)
-            x = x.reshape(-1, heads, groups, size)
-        x = _take(x, self.place)
-        if isinstance(self.rows, slice):
-            part = target[self.rows]
-            part.add_(x) if add else part.copy_(x)
-        elif add:
-            target.index_add_(0, self.rows, x)
-        else:
-            target.index_copy_(0, self.rows, x.to(target.dtype))
+            target.index_copy_(0, rows, x.to(target.dtype))
 
 
 class Crew:
@@ -228,7 +228,7 @@ class RowPlan:
         scores = self._scores(query, views, own[0])
         if softcap is not None:
             scores.div_(softcap).tanh_().mul_(softcap)
-        scores.masked_fill_(self._mask(sliding_window), float("-inf"))
+        scores += self._mask(sliding_window, scores.dtype)
         if s_aux is None:
             weights = scores.softmax(-1)
         else:
@@ -251,12 +251,12 @@ class RowPlan:
             flat.index_copy_(0, self._written[heads], new.reshape(-1, new.shape[-1]))
 
     def _scores(self, query: Tensor, views: _Views, own: Tensor) -> Tensor:
-        """[R, H_kv, G, P + L] in at least fp32; what no run covers is left to the mask."""
+        """[R, H_kv, G, P + L] in at least fp32; what no run covers is 0, and masked."""
         crew = self.crew
         rows, heads, groups, _ = query.shape
         split = crew.longest_prompt
         shape = rows, heads, groups, split + crew.most_sampled
-        scores = query.new_empty(shape, dtype=compute_dtype(query.dtype))
+        scores = query.new_zeros(shape, dtype=compute_dtype(query.dtype))
         for part, (keys, _) in zip(crew.prompt_runs, views, strict=True):
             product = torch.bmm(part.gather(query), keys)
             part.scatter(product, scores[..., : part.run.length])
@@ -282,8 +282,8 @@ class RowPlan:
             part.scatter(product, out, add=True)
         return out
 
-    def _mask(self, window: int | None) -> Tensor:
-        """[R, 1, 1, P + L] bool, True where a row does not see a token."""
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """[R, 1, 1, P + L], minus infinity where a row does not see a token, 0 elsewhere."""
         if window is not None and window >= self._deepest:
             window = None
         if window not in self._masks:
@@ -295,7 +295,8 @@ class RowPlan:
             if window is not None:
                 depth = torch.cat((prompt.expand(self.rows, -1), lengths + own), -1)
                 hidden |= self.depth[:, None] - depth >= window
-            self._masks[window] = hidden[:, None, None]
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
+            self._masks[window] = mask.masked_fill_(hidden, float("-inf"))[:, None, None]
         return self._masks[window]
 
 

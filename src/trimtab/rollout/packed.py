@@ -27,7 +27,8 @@ class PackedProduct:
     def __init__(self, weight: Tensor, rows: int) -> None:
         """Pack ``weight`` [V, d] for products of about ``rows`` rows."""
         self._extra = -weight.shape[0] % MULTIPLE
-        self._packed = _pack(F.pad(weight.detach(), (0, 0, 0, self._extra)), rows)
+        weight = weight.detach()
+        self._packed = _pack(F.pad(weight, (0, 0, 0, self._extra)) if self._extra else weight, rows)
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """The product plus ``bias`` [V]."""
