@@ -8,9 +8,10 @@ the text, and what the assistant wrote may look like anything, control tokens in
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ _SENTINEL = "Zq7kX"
 # What ``Template.counts`` counts, beside the sources of masks: turns rendered with reasoning
 # switched off, and turns whose reasoning the template leaves out.
 REASONING_OFF, REASONING_LOST = "reasoning off", "reasoning lost"
+_RENDERED_TWICE = 16
 _NO_MASK = "the chat template's generation prompt is not how it renders an answer"
 
 
@@ -76,6 +78,8 @@ class Template:
         self.variables = dict(variables)
         self.configured_stops = configured_stops
         self.counts: Counter[str] = Counter()
+        self._last: tuple[tuple[Any, ...], str] | None = None
+        self._agreed = 0
 
     @cached_property
     def source(self) -> str:
@@ -110,9 +114,17 @@ class Template:
         generation_prompt: bool,
         extra: Mapping[str, Any] | None = None,
     ) -> str:
-        """Render; a template's complaint about the conversation is a ``RowProblem``."""
+        """Render; a template's complaint about the conversation is a ``RowProblem``.
+
+        The last prompt is kept: all responses of a row ask for the same one in turn.
+        """
         shaped = _in_parts(messages) if self.content_parts else list(messages)
-        return self._render(shaped, tools, generation_prompt, extra)
+        if not generation_prompt:
+            return self._render(shaped, tools, False, extra)
+        asked = (shaped, tools, extra)
+        if self._last is None or self._last[0] != asked:
+            self._last = asked, self._render(shaped, tools, True, extra)
+        return self._last[1]
 
     def _render(
         self,
@@ -121,7 +133,7 @@ class Template:
         generation_prompt: bool,
         extra: Mapping[str, Any] | None = None,
     ) -> str:
-        try:
+        with self._complaints():
             rendered = self.tokenizer.apply_chat_template(
                 messages,
                 tools=list(tools) if tools else None,
@@ -129,6 +141,14 @@ class Template:
                 add_generation_prompt=generation_prompt,
                 **{**self.variables, **(extra or {})},
             )
+        assert isinstance(rendered, str)
+        return rendered
+
+    @contextlib.contextmanager
+    def _complaints(self) -> Iterator[None]:
+        """What a template raises, as a problem of the row, or of the template itself."""
+        try:
+            yield
         except TemplateSyntaxError as error:
             raise DataError(
                 f"tokenizer {name_of(self.tokenizer)}: line {error.lineno} of its chat template is "
@@ -137,8 +157,6 @@ class Template:
         except Exception as error:  # a template is a program: it may raise anything
             reason = "the chat template refuses the conversation"
             raise RowProblem(reason, _one_line(error)) from error
-        assert isinstance(rendered, str)
-        return rendered
 
     def marked(
         self,
@@ -146,10 +164,13 @@ class Template:
         tools: Sequence[Any] | None,
         extra: Mapping[str, Any] | None = None,
     ) -> tuple[str, list[tuple[int, int]]]:
-        """Render without generation prompt; also the character ranges of generation blocks."""
-        text = self.text(messages, tools, False, extra)
+        """Render without generation prompt; also the character ranges of generation blocks.
+
+        The library gives the text along with the ranges. That it is the text of an ordinary
+        rendering is checked for the first turns only: rendering is what takes the time here.
+        """
         if not self.has_markers:
-            return text, []
+            return self.text(messages, tools, False, extra), []
         from transformers.utils import chat_template_utils
 
         library: Any = chat_template_utils
@@ -157,16 +178,24 @@ class Template:
         bare = [{k: v for k, v in m.items() if v is not None} for m in shaped]
         # apply_chat_template gives these ranges only as tokens, and loses those that begin inside
         # a special token that swallows the space behind it.
-        texts, ranges = library.render_jinja_template(
-            conversations=[bare],
-            tools=list(tools) if tools else None,
-            chat_template=self.tokenizer.get_chat_template(None, list(tools) if tools else None),
-            return_assistant_tokens_mask=True,
-            add_generation_prompt=False,
-            **{**self.tokenizer.special_tokens_map, **self.variables, **(extra or {})},
-        )
+        with self._complaints():
+            (text,), (ranges,) = library.render_jinja_template(
+                conversations=[bare],
+                tools=list(tools) if tools else None,
+                chat_template=self.tokenizer.get_chat_template(
+                    None, list(tools) if tools else None
+                ),
+                return_assistant_tokens_mask=True,
+                add_generation_prompt=False,
+                **{**self.tokenizer.special_tokens_map, **self.variables, **(extra or {})},
+            )
+        if self._agreed < _RENDERED_TWICE:
+            plain = self.text(messages, tools, False, extra)
+            if plain != text:
+                return plain, []
+            self._agreed += 1
         # Markers inside macros are counted from the macro's start: useless, and then not used.
-        return text, [(a, b) for a, b in ranges[0] if b > a] if texts[0] == text else []
+        return text, [(a, b) for a, b in ranges if b > a]
 
     def turn(self, messages: Sequence[Message], index: int, tools: Sequence[Any] | None) -> Turn:
         """Find what is trained of ``messages[index]``, an assistant message with one before it.

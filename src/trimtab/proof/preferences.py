@@ -90,5 +90,27 @@ def all_rankings(problem: Problem, size: int) -> Rankings:
     )
 
 
+def sample_rankings(problem: Problem, size: int, count: int, *, seed: int) -> Rankings:
+    """``count`` rankings of ``all_rankings``, drawn one by one; equal ones are one, with a count."""
+    exact = all_rankings(problem, size)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.multinomial(exact.weight, count, replacement=True, generator=generator)
+    times = drawn.bincount(minlength=len(exact.weight)).double()
+    seen = times > 0
+    return Rankings(exact.prompt[seen], exact.order[seen], times[seen])
+
+
+def pairs_of(rankings: Rankings) -> Pairs:
+    """The C(K, 2) comparisons of every ranking, each with the ranking's weight over C(K, 2)."""
+    places = torch.combinations(torch.arange(rankings.order.shape[1]))
+    winner, loser = rankings.order[:, places[:, 0]], rankings.order[:, places[:, 1]]
+    return Pairs(
+        rankings.prompt.repeat_interleave(len(places)),
+        winner.flatten(),
+        loser.flatten(),
+        rankings.weight.repeat_interleave(len(places)) / len(places),
+    )
+
+
 def _factorial(number: int) -> int:
     return int(torch.arange(1, number + 1).prod())

@@ -122,3 +122,18 @@ def folder_logprobs(folder: Path, language: Language) -> Tensor:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         return torch.log_softmax(response_logprobs(model, language), -1)
+
+
+def folder_scores(folder: Path, language: Language) -> Tensor:
+    """[X, Y] float64 scores of a reward model's folder, by plain transformers, one at a time."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    rows = []
+    with torch.no_grad():
+        for prompt in language.prompts:
+            sequences = [
+                [language.prompt_id(prompt), *language.ids(text)] for text in language.texts
+            ]
+            rows.append([model(input_ids=torch.tensor([ids])).logits.item() for ids in sequences])
+    return torch.tensor(rows, dtype=torch.float64)
