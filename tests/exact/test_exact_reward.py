@@ -204,7 +204,7 @@ def test_the_verb_finds_them_from_sampled_rankings(place: Place, loss: str, size
         "pairwise": lambda s: of_pairs(pairs_of(rankings), s),
         "plackett_luce": lambda s: of_rankings(rankings, s),
     }
-    found = place.train(ranking_rows(LANGUAGE, rankings), ranking_loss=loss, max_steps=80)
+    found = place.train(ranking_rows(LANGUAGE, rankings), ranking_loss=loss)
     assert (centred(found) - centred(fitted(fits[loss]))).abs().max() < 0.02
     assert rmse(found) * math.sqrt(count) < RATE
 
