@@ -128,6 +128,18 @@ def test_columns_are_laid_over_each_other(recipe: Any) -> None:
     assert run("dpo", "--columns.prompt", "q").recipe.train_specs()[0].columns == {"prompt": "q"}
 
 
+def test_rows_on_the_line_take_the_place_of_the_files(recipe: Any) -> None:
+    """One source by name and a list of sources say one thing; the later one holds."""
+    name = recipe("datasets: [{path: a, weight: 2}]\neval_datasets: [{path: b}]\n")
+    tokens = [name, "--model-name-or-path", "m", "--dataset-name", "c"]
+    found = resolve("dpo", [*tokens, "--eval-dataset-name", "d"], env={}).recipe
+    assert [found.datasets, found.eval_datasets] == [None, None]
+    assert [found.dataset_name, found.eval_dataset_name] == ["c", "d"]
+    name = recipe("dataset_name: a\n")
+    found = resolve("dpo", [name, "--model-name-or-path", "m", "--datasets", "b"], env={}).recipe
+    assert found.dataset_name is None and [s.path for s in found.datasets or ()] == ["b"]
+
+
 def test_null_takes_a_group_away_and_a_key_brings_it_back(recipe: Any) -> None:
     name = recipe("mix: {dataset_name: t, weight: 1}\n")
     for tokens in (["--mix", "null"], ["--no-mix"]):

@@ -205,11 +205,23 @@ def read_text(text: str | tuple[str, ...], key: Key | None, where: str) -> Any:
     return text
 
 
+# Two ways to say one thing: the one of a later source takes the place of the other.
+_RIVALS: Mapping[str, str] = {
+    "dataset_name": "datasets",
+    "datasets": "dataset_name",
+    "eval_dataset_name": "eval_datasets",
+    "eval_datasets": "eval_dataset_name",
+}
+
+
 def lay_over(sources: Sequence[Mapping[str, Given]], keys: Mapping[str, Key]) -> dict[str, Given]:
     """All sources as one, later ones over earlier ones."""
     merged: dict[str, Given] = {}
     for source in sources:
         for path, given in source.items():
+            rival = _RIVALS.get(path)
+            if rival is not None and rival not in source and given.value is not None:
+                merged.pop(rival, None)
             parent = path.rpartition(".")[0]
             above = merged.get(parent)
             is_map = path in keys and keys[path].shape == "map"
