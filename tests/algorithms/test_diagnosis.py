@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from trimtab.algorithms import diagnosis
-from trimtab.algorithms.diagnosis import Diagnoses, History, diagnose, peak
+from trimtab.algorithms.diagnosis import Diagnoses, History, diagnose, peaks
 from trimtab.config.on_policy_recipe import DIAGNOSES
 
 Curve = Callable[[float], float]  # of the share of the run that is done
@@ -177,15 +177,15 @@ def test_each_is_told_once_and_a_run_that_goes_on_remembers() -> None:
         assert again.summary()["peaks"] == whole.summary()["peaks"]
 
 
-def test_the_peak_is_of_held_out_prompts_where_there_are_some() -> None:
-    rollouts = peak(History(records(**{GOLD: falls})), "gold")
-    assert rollouts is not None and not rollouts.held_out
+def test_peaks_of_rollouts_and_of_held_out_prompts() -> None:
+    (rollouts,) = peaks(History(records(**{GOLD: falls})), "gold")
+    assert not rollouts.held_out
     assert rollouts.step == pytest.approx(128, abs=16)
     assert rollouts.start == pytest.approx(0.51, abs=0.03)
     evaluated = [
         {"step": step, "eval_watch/gold/mean": value}
         for step, value in ((0, 0.4), (100, 0.8), (200, 0.6))
     ]
-    held_out = peak(History([*records(**{GOLD: falls}), *evaluated]), "gold")
-    assert held_out == diagnosis.Peak(100, 0.8, 0.4, 0.6, True)
-    assert peak(History(records(2)), "gold") is None
+    both = peaks(History([*records(**{GOLD: falls}), *evaluated]), "gold")
+    assert both == [rollouts, diagnosis.Peak(100, 0.8, 0.4, 0.6, True)]
+    assert peaks(History(records(2)), "gold") == []

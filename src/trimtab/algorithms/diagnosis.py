@@ -62,7 +62,10 @@ class Finding(NamedTuple):
 
 
 class Peak(NamedTuple):
-    """Where a watched reward was highest, and what it is now; ``held_out``: on held-out prompts."""
+    """Where a watched reward was highest, at the start and last; ``held_out``: in evaluations.
+
+    On rollouts all three are means of windows, and the step is that of the window's middle.
+    """
 
     step: int
     value: float
@@ -140,24 +143,26 @@ def diagnose(history: History) -> list[Finding]:
     return found
 
 
-def peak(history: History, name: str) -> Peak | None:
-    """Where watched reward ``name`` was highest: by evaluations where there are three or more.
+def peaks(history: History, name: str) -> list[Peak]:
+    """Where watched reward ``name`` was highest: on rollouts, and on held-out prompts.
 
-    Otherwise by windows of rollouts, whose step is that of the window's middle. None without any.
+    Rollouts are many and vary with their prompts, evaluations are few and on the same prompts. Less
+    than a window of the one, or two of the other, has no peak.
     """
     metric = f"watch/{name}/mean"
+    found: list[Peak] = []
+    if len(history.steps) >= history.width:
+        means = _windows(history.values(metric), history.width)
+        if not np.isnan(means).all():
+            best = int(np.nanargmax(means))
+            middle = history.steps[best + history.width // 2]
+            now = history.now(metric)
+            found.append(Peak(middle, float(means[best]), history.start(metric), now, False))
     held_out = [(int(r["step"]), r[metric]) for r in history.evaluations if metric in r]
-    if len(held_out) >= 3:
+    if len(held_out) >= 2:
         step, value = max(held_out, key=lambda one: one[1])
-        return Peak(step, value, held_out[0][1], held_out[-1][1], held_out=True)
-    if len(history.steps) < history.width:
-        return None
-    means = _windows(history.values(metric), history.width)
-    if np.isnan(means).all():
-        return None
-    best = int(np.nanargmax(means))
-    middle = history.steps[best + history.width // 2]
-    return Peak(middle, float(means[best]), history.start(metric), float(means[-1]), False)
+        found.append(Peak(step, value, held_out[0][1], held_out[-1][1], True))
+    return found
 
 
 class Diagnoses:
@@ -190,10 +195,12 @@ class Diagnoses:
 
     def summary(self) -> dict[str, Any]:
         """Everything found, and where each watched reward was highest; plain JSON."""
-        peaks = {name: peak(self.history, name) for name in self.history.watched}
         return {
             "diagnoses": [one.record() for one in self.found],
-            "peaks": {name: one._asdict() for name, one in peaks.items() if one is not None},
+            "peaks": {
+                name: [one._asdict() for one in peaks(self.history, name)]
+                for name in self.history.watched
+            },
         }
 
 

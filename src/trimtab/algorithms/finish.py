@@ -101,20 +101,23 @@ def finish(
 def peaks(told: dict[str, Any] | None) -> dict[str, Any]:
     """Where watched rewards were highest, as results."""
     found: dict[str, Any] = {}
-    for name, one in (told or {}).get("peaks", {}).items():
-        found |= {f"watch/{name}/peak": one["value"], f"watch/{name}/peak_step": one["step"]}
+    for name, every in (told or {}).get("peaks", {}).items():
+        for one in every:
+            key = f"{'eval_' if one['held_out'] else ''}watch/{name}/peak"
+            found |= {key: one["value"], f"{key}_step": one["step"]}
     return found
 
 
 def peak_lines(told: dict[str, Any] | None) -> list[str]:
     """The same as sentences."""
     lines: list[str] = []
-    for name, one in (told or {}).get("peaks", {}).items():
-        where = "on held-out prompts" if one["held_out"] else "on rollouts"
-        lines.append(
-            f"watched reward {name} {where}: {one['start']:.4g} at the start, highest with "
-            f"{one['value']:.4g} at step {one['step']}, {one['last']:.4g} at the end"
-        )
+    for name, every in (told or {}).get("peaks", {}).items():
+        for one in every:
+            where = "on held-out prompts" if one["held_out"] else "on rollouts"
+            lines.append(
+                f"watched reward {name} {where}: {one['start']:.4g} at the start, highest with "
+                f"{one['value']:.4g} at step {one['step']}, {one['last']:.4g} at the end"
+            )
     return lines
 
 

@@ -33,7 +33,7 @@ from trimtab.world.calibrate import train
 from trimtab.world.corpus import held_out_requests, kwise_rows, train_requests, write_jsonl
 
 GOLD = "eval_watch/gold/mean"
-PASSES = 4  # over a rollout
+PASSES = 2  # over a rollout
 SHOWN = ("reward", "watch/gold/mean", "kl", "length", "completions/repetition")
 
 
@@ -41,13 +41,13 @@ SHOWN = ("reward", "watch/gold/mean", "kl", "length", "completions/repetition")
 class Settings:
     """How weak the proxy is, and how long and how loosely it is optimised."""
 
-    rankings: int = 100
+    rankings: int = 200
     share: float = 0.25  # of the policy's weights
-    rollouts: int = 100
-    prompts: int = 64  # a rollout
+    rollouts: int = 64
+    prompts: int = 128  # a rollout
     kl_coef: float = 0.002
-    learning_rate: float = 3e-4
-    requests: int = 64  # held out
+    learning_rate: float = 2e-4
+    requests: int = 128  # held out
     evaluations: int = 20
     seed: int = 0
 
@@ -114,6 +114,7 @@ def ppo_keys(demo: Path, folder: Path, settings: Settings) -> dict[str, Any]:
         "sample_prompts": 2,
         "sample_max_new_tokens": 130,
         "precision": "fp32",
+        "threads": 1,
         "seed": settings.seed,
         "cache_dir": str(folder / "cache"),
         "output_dir": str(folder / "ppo"),
