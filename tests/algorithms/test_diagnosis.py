@@ -100,15 +100,15 @@ def test_the_watched_fall_has_its_numbers() -> None:
 
 
 def test_the_watched_reward_may_waver() -> None:
-    """Noise alone, at a plateau, looked at after every point: of 60 runs hardly one alarms."""
+    """Noise alone, at a plateau, looked at after every point: of 20 runs hardly one alarms."""
     alarms = 0
-    for seed in range(60):
+    for seed in range(20):
         plateau = {GOLD: lambda t: 0.6 + 0.1 * min(1, 4 * t), "reward": lambda t: min(1, 4 * t)}
         told = Diagnoses()
         for record in records(80, seed, **plateau):
             told.add(record)
         alarms += any(one.name == "watched" for one in told.found)
-    assert alarms <= 2
+    assert alarms <= 1
 
 
 def test_fewer_standard_errors_would_be_false_alarms(monkeypatch: pytest.MonkeyPatch) -> None:

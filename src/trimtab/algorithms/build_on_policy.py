@@ -29,8 +29,15 @@ from trimtab.data.tokenise import TokeniseOptions
 from trimtab.data.trees import Branch, Origin, TokenTree
 from trimtab.errors import DataError, RecipeError
 from trimtab.models import load
+from trimtab.models.attention import unwrap
 from trimtab.models.forward import choose_layout
-from trimtab.models.score_head import ScoreHead, attach_head, set_head, without_output_head
+from trimtab.models.score_head import (
+    ScoreHead,
+    attach_head,
+    scored_class,
+    set_head,
+    without_output_head,
+)
 from trimtab.models.scored import is_scored, load_scored
 from trimtab.rewards.combine import names_of
 from trimtab.rewards.functions import check_columns, resolve
@@ -217,7 +224,7 @@ class OnPolicyBuilder:
             width = inner.config.get_text_config().hidden_size
             head = nn.Linear(width, 1, bias=False).to(device=self.policy.device, dtype=dtype)
             nn.init.zeros_(head.weight)
-            return Critic(head, self.policy.layout, self._value_head(), shared=True)
+            return Critic(head, self.policy.layout, self._kept_head(inner), shared=True)
         if found == "policy":
             model: Any = copy.deepcopy(inner)
         else:
@@ -228,6 +235,15 @@ class OnPolicyBuilder:
         model.requires_grad_(True)
         without_output_head(model)
         return Critic(model, choose_layout(model, recipe.attn_layout).layout, self._value_head())
+
+    def _kept_head(self, model: Any) -> ScoreHead | None:
+        """The head as it is saved with a policy's weights, where transformers has a class for it."""
+        try:
+            scored_class(unwrap(model).config)
+        except RecipeError:
+            self.note("value model: not kept at the end, transformers has no class for its family")
+            return None
+        return self._value_head()
 
     def _value_head(self) -> ScoreHead:
         """The value model's head as it is saved: its pad token ends no text, or there is none."""

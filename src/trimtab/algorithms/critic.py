@@ -30,11 +30,14 @@ class Values(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Critic:
-    """``model`` has a ``score`` head; for a shared backbone it is that head alone."""
+    """``model`` has a ``score`` head; for a shared backbone it is that head alone.
+
+    ``head`` is what is saved of the head beside its weights; None: it cannot be saved.
+    """
 
     model: nn.Module
     layout: Layout
-    head: ScoreHead
+    head: ScoreHead | None
     shared: bool = False
 
     def values(self, batch: TreeBatch, policy: Hidden | None = None) -> Values:
@@ -57,6 +60,7 @@ class Critic:
             save_model(self.model, tokenizer, folder, stop_ids=stop_ids)
             verify_saved(folder, self.model, tokenizer)
             return
+        assert self.head is not None
         inner = unwrap(policy)
         inner.score = self.model
         set_head(policy, self.head)

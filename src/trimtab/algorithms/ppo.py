@@ -268,7 +268,7 @@ class PPO(OnPolicy):
     def beside(self, tokenizer: Any, stop_ids: Sequence[int]) -> tuple[Callable[[Path], None], ...]:
         """The value model, as ``value_model/``."""
         critic = self.critic
-        if critic is None:
+        if critic is None or critic.head is None:
             return ()
         model = self.policy.model
         return (lambda f: critic.save(model, tokenizer, f / VALUE_MODEL, stop_ids=stop_ids),)
