@@ -237,7 +237,7 @@ class OnPolicyBuilder:
         return Critic(model, choose_layout(model, recipe.attn_layout).layout, self._value_head())
 
     def _kept_head(self, model: Any) -> ScoreHead | None:
-        """The head as it is saved with a policy's weights, where transformers has a class for it."""
+        """The head as it is saved with the policy's weights; None where no class takes it."""
         try:
             scored_class(unwrap(model).config)
         except RecipeError:

@@ -34,6 +34,7 @@ from trimtab.training.optim import (
 from trimtab.training.precision import MasterWeights
 from trimtab.training.schedule import Schedule, learning_rate
 from trimtab.training.seeds import derive
+from trimtab.training.stream_norms import StreamNorms
 from trimtab.training.terms import Metric
 
 
@@ -216,7 +217,7 @@ class Loop:
         totals = self._totals(micros)
         objective = 0.0
         values: dict[str, float] = {}
-        apart = _StreamNorms(self.masters) if self._logs(step, micros) else None
+        apart = StreamNorms(self.masters) if self._logs(step, micros) else None
         for number, micro in enumerate(micros):
             if apart is not None:
                 apart.begin(micro.stream)
@@ -369,40 +370,6 @@ class Loop:
         self.algorithm.load_state_dict(state["algorithm"])
         self.masters.load(tensors["masters"])
         load_optimizer_tensors(self.optimizer, self.masters.masters, tensors["optimizer"])
-
-
-class _StreamNorms:
-    """Gradient norms of each stream of a step: what was there before a stream is taken off."""
-
-    def __init__(self, masters: MasterWeights) -> None:
-        self.masters = masters
-        self.stream: str | None = None
-        self.before: dict[str, Tensor] = {}
-        self.squares: dict[str, float] = {}
-
-    def begin(self, stream: str) -> None:
-        """The next micro-batch is of this stream; a stream's own stand together."""
-        if stream == self.stream:
-            return
-        self._close()
-        self.stream = stream
-        self.before = {n: m.grad.clone() for n, m in self.masters if m.grad is not None}
-
-    def end(self) -> dict[str, float]:
-        """Norm by stream."""
-        self._close()
-        return {name: value**0.5 for name, value in self.squares.items()}
-
-    def _close(self) -> None:
-        if self.stream is None:
-            return
-        total = 0.0
-        for name, master in self.masters:
-            if master.grad is not None:
-                before = self.before.get(name)
-                own = master.grad if before is None else master.grad - before
-                total += own.double().square().sum().item()
-        self.squares[self.stream] = self.squares.get(self.stream, 0.0) + total
 
 
 def dump_micro(path: Path, step: int, micro: Micro) -> Path:
