@@ -78,7 +78,7 @@ def test_keys_log_every_rollout_and_evaluate_between_rollouts(tmp_path: Path) ->
     assert keys["logging_steps"] == keys["num_ppo_epochs"] == over_optimise.PASSES
     assert keys["eval_steps"] % over_optimise.PASSES == 0
     assert keys["max_steps"] == 10 * over_optimise.PASSES
-    assert len((tmp_path / "prompts.jsonl").read_text().splitlines()) == 1280
+    assert len((tmp_path / "prompts.jsonl").read_text().splitlines()) == 960
 
 
 @pytest.mark.parametrize(

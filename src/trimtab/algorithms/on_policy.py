@@ -95,7 +95,6 @@ class OnPolicy(Stage):
         self.cast = cast
         self.eval_text = eval_text
         self.current: Experience | None = None
-        self.fresh = False  # the current rollout has not been logged yet
 
     # ------------------------------------------------------------------ which step, which rollout
 
@@ -144,10 +143,8 @@ class OnPolicy(Stage):
             return self.current
         if within:  # a resumed run, in the middle of a rollout
             self.current = Experience.load(self._path(number))
-            self.fresh = False
             return self.current
         self.current = self.collect(number)
-        self.fresh = True
         self.current.save(self._path(number))
         return self.current
 
@@ -244,10 +241,10 @@ class OnPolicy(Stage):
     # ------------------------------------------------------------------ metrics
 
     def prepare(self, step: int, micros: Sequence[Micro]) -> dict[str, Metric]:
-        """A rollout is logged with its first step."""
-        if not self.fresh or self.current is None:
+        """A rollout is logged with its first step: one that goes on within it has it logged."""
+        if step % self.steps_per_rollout:
             return {}
-        self.fresh = False
+        assert self.current is not None
         return {**completion_metrics(self.current), **self.rollout_metrics(self.current)}
 
     def rollout_metrics(self, experience: Experience) -> dict[str, Metric]:

@@ -41,14 +41,14 @@ SHOWN = ("reward", "watch/gold/mean", "kl", "length", "completions/repetition")
 class Settings:
     """How weak the proxy is, and how long and how loosely it is optimised."""
 
-    rankings: int = 200
+    rankings: int = 100
     share: float = 0.25  # of the policy's weights
-    rollouts: int = 64
-    prompts: int = 128  # a rollout
+    rollouts: int = 48
+    prompts: int = 96  # a rollout
     kl_coef: float = 0.002
     learning_rate: float = 2e-4
-    requests: int = 128  # held out
-    evaluations: int = 20
+    requests: int = 96  # held out
+    evaluations: int = 16
     seed: int = 0
 
 
