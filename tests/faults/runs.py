@@ -69,7 +69,8 @@ STAGES: dict[str, list[str]] = {
     "ppo": _words(
         f"ppo {_PAIRS} --reward-funcs ../rewards.py:vowels --num-ppo-epochs 2 --kl-target 0.5 "
         "--kl-controller adaptive --kl-horizon 20 --max-completion-length 6 --num-generations 2 "
-        "--mix.dataset-name ../texts.jsonl --mix.weight 0.5"
+        "--mix.dataset-name ../texts.jsonl --mix.weight 0.5 --watch-funcs ../rewards.py:brief "
+        "--metric-for-best-model eval_kl --load-best-model-at-end"
     ),
     "grpo": _words(
         f"grpo {_PAIRS} --reward-funcs ../rewards.py:vowels --num-iterations 2 "
@@ -109,6 +110,8 @@ def make_inputs(folder: Path) -> None:
     (folder / "rewards.py").write_text(
         "def vowels(completions, **_):\n"
         "    return [sum(map(text.count, 'aeiou')) / (1 + len(text)) for text in completions]\n"
+        "def brief(completions, **_):\n"
+        "    return [-float(len(text)) for text in completions]\n"
     )
     for name, make in (
         ("texts", tiny_runs.texts),

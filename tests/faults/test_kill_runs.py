@@ -122,7 +122,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         ("beta_dpo", [("train", 0.75), ("sample", 0.3)]),
         ("kto", [("start", 0.9), ("train", 0.8)]),
         ("reward", [("train", 0.7), ("finish", 0.3)]),
-        ("ppo", [("train", 0.75), ("train", 0.6)]),
+        ("ppo", [("train", 0.75), ("train", 0.6), ("finish", 0.4)]),
         ("grpo", [("save", 0.6), ("train", 0.5)]),
     ],
 )

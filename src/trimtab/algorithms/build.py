@@ -41,6 +41,7 @@ from trimtab.training.seeds import derive
 OTHER_MODELS = {
     "ref_model_name_or_path": "reference",
     "reward_model": "reward model",
+    "watch_model": "watched reward model",
     "value_model": "value model",
 }
 DOCUMENT_OPENING = 16  # tokens of a document that a sample goes on from

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,15 @@ from trimtab.data.tokenise import TokeniseOptions
 from trimtab.data.trees import Branch, Origin, TokenTree
 from trimtab.errors import DataError, RecipeError
 from trimtab.models import load
+from trimtab.models.attention import unwrap
 from trimtab.models.forward import choose_layout
-from trimtab.models.score_head import ScoreHead, attach_head, set_head, without_output_head
+from trimtab.models.score_head import (
+    ScoreHead,
+    attach_head,
+    scored_class,
+    set_head,
+    without_output_head,
+)
 from trimtab.models.scored import is_scored, load_scored
 from trimtab.rewards.combine import names_of
 from trimtab.rewards.functions import check_columns, resolve
@@ -73,6 +80,7 @@ class OnPolicyBuilder:
         recipe = self.recipe
         self.progress.stage("loading rewards, reference and values")
         judge = self._judge(every)
+        self._can_be_diagnosed()
         sampler = Sampler(
             self.policy.model, stop_ids=self.rows.renderer.stop_ids, slots=recipe.rollout_slots
         )
@@ -122,25 +130,56 @@ class OnPolicyBuilder:
         recipe = self.recipe
         sources: dict[str, Score] = {}
         if recipe.reward_model is not None:
-            self.reward_model = RewardModel.load(
-                recipe.reward_model,
-                device=self.policy.device,
-                token_budget=recipe.token_budget * EVALUATION_BUDGET,
-                trust_remote_code=recipe.trust_remote_code,
-            )
-            same = same_tokens(self.reward_model.tokenizer, self.rows.tokenizer)
-            how = "reads the sampled tokens" if same else "another tokenizer: text rendered anew"
-            self.note(f"reward model {recipe.reward_model}: {how}")
+            self.reward_model = self._loaded_reward(recipe.reward_model, "reward_model")
             name = Path(recipe.reward_model).name
             sources[name] = by_reward_model(self.reward_model, self.rows.tokenizer)
-        functions = [resolve(text, isolate=recipe.reward_isolate) for text in recipe.reward_funcs]
-        names = {name for row in every.values() for name in row.columns}
+        columns = {name for row in every.values() for name in row.columns}
+        sources |= self._functions(recipe.reward_funcs, columns)
+        watched: dict[str, Score] = {}
+        if recipe.watch_model is not None:
+            model = self._loaded_reward(recipe.watch_model, "watch_model")
+            watched[Path(recipe.watch_model).name] = by_reward_model(model, self.rows.tokenizer)
+        watched |= self._functions(recipe.watch_funcs, columns)
+        return Judge(sources, recipe.reward_weights, watched)
+
+    def _can_be_diagnosed(self) -> None:
+        """Refuse to wait for a diagnosis that cannot come."""
+        stops, model = self.recipe.stop_when, self.reward_model
+        if "disagreement" in stops and (model is None or len(model.members) == 1):
+            raise RecipeError(
+                "stop_when: disagreement: there is no ensemble; give reward_model the folder of "
+                "trimtab reward --ensemble N"
+            )
+        if "kl" in stops and not self._needs_reference():
+            raise RecipeError(
+                f"stop_when: kl: {self.recipe.algorithm} has no reference here; give kl_coef"
+            )
+
+    def _loaded_reward(self, path: str, key: str) -> RewardModel:
+        recipe = self.recipe
+        model = RewardModel.load(
+            path,
+            device=self.policy.device,
+            token_budget=recipe.token_budget * EVALUATION_BUDGET,
+            trust_remote_code=recipe.trust_remote_code,
+            key=key,
+        )
+        same = same_tokens(model.tokenizer, self.rows.tokenizer)
+        how = "reads the sampled tokens" if same else "another tokenizer: text rendered anew"
+        self.note(f"{key.replace('_', ' ')} {path}: {how}")
+        return model
+
+    def _functions(self, texts: Sequence[str], columns: set[str]) -> dict[str, Score]:
+        """Reward functions by name; they need columns that the rows have."""
+        recipe = self.recipe
+        functions = [resolve(text, isolate=recipe.reward_isolate) for text in texts]
+        found: dict[str, Score] = {}
         for name, function in zip(names_of(functions), functions, strict=True):
-            check_columns(function, names, ids=True)
-            sources[name] = by_function(
+            check_columns(function, columns, ids=True)
+            found[name] = by_function(
                 function, time_limit=recipe.reward_time_limit, on_bad=recipe.on_bad_reward
             )
-        return Judge(sources, recipe.reward_weights)
+        return found
 
     # ------------------------------------------------------------------ PPO
 
@@ -185,17 +224,32 @@ class OnPolicyBuilder:
             width = inner.config.get_text_config().hidden_size
             head = nn.Linear(width, 1, bias=False).to(device=self.policy.device, dtype=dtype)
             nn.init.zeros_(head.weight)
-            return Critic(head, self.policy.layout, shared=True)
+            return Critic(head, self.policy.layout, self._kept_head(inner), shared=True)
         if found == "policy":
             model: Any = copy.deepcopy(inner)
         else:
             model = self._loaded_critic(found, dtype)
         if not hasattr(model, "score"):
             attach_head(model, ScoreHead("reward"), std=0.0, seed=0)
-        set_head(model, ScoreHead("reward"))
+        set_head(model, self._value_head())
         model.requires_grad_(True)
         without_output_head(model)
-        return Critic(model, choose_layout(model, recipe.attn_layout).layout)
+        return Critic(model, choose_layout(model, recipe.attn_layout).layout, self._value_head())
+
+    def _kept_head(self, model: Any) -> ScoreHead | None:
+        """The head as it is saved with the policy's weights; None where no class takes it."""
+        try:
+            scored_class(unwrap(model).config)
+        except RecipeError:
+            self.note("value model: not kept at the end, transformers has no class for its family")
+            return None
+        return self._value_head()
+
+    def _value_head(self) -> ScoreHead:
+        """The value model's head as it is saved: its pad token ends no text, or there is none."""
+        pad = self.rows.tokenizer.pad_token_id
+        ends = self.rows.renderer.stop_ids | {self.rows.tokenizer.eos_token_id}
+        return ScoreHead("reward", pad_token_id=None if pad in ends else pad)
 
     def _loaded_critic(self, path: str, dtype: torch.dtype) -> Any:
         source = load.locate(path, key="value_model")

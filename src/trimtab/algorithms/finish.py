@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trimtab.algorithms.build import Built
+from trimtab.algorithms.diagnosis import Diagnoses
 from trimtab.config.resolved import Resolved
 from trimtab.models.save import ADAPTER
 from trimtab.models.score_head import head_of
-from trimtab.training.loop import RunState
+from trimtab.training.loop import Loop
 from trimtab.training.metrics import read_metrics
 from trimtab.training.model_card import Card, write_model_card
 from trimtab.training.progress import Progress
@@ -31,7 +33,6 @@ SHOWN = (
     "eval_reward",
     "eval_kl",
     "eval_length",
-    "eval_lm_loss",
     "eval_rewards/accuracies",
     "eval_rewards/margins",
     "eval_logps/accuracies",
@@ -45,11 +46,13 @@ def finish(
     folder: RunFolder,
     resolved: Resolved,
     built: Built,
-    state: RunState,
+    loop: Loop,
     progress: Progress,
     command: Sequence[str],
+    diagnoses: Diagnoses | None = None,
 ) -> dict[str, Any]:
     """Write the model and everything about it; the record that it is finished comes last."""
+    state = loop.state
     records = list(read_metrics(folder.path / "metrics.jsonl"))
     evaluations = [r for r in records if any(key.startswith("eval_") for key in r)]
     logged = [r for r in records if "loss" in r]
@@ -63,6 +66,12 @@ def finish(
     if logged:
         results["train_loss"] = logged[-1]["loss"]
     first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
+    if loop.best.step is not None:
+        results |= {"best_step": loop.best.step, "best_metric": loop.best.value}
+        if resolved.recipe.load_best_model_at_end:  # what was measured of the model that is kept
+            last = next(r for r in evaluations if r["step"] == loop.best.step)
+    if state.stopped is not None:
+        results["stopped"] = state.stopped
     results.update({key: value for key, value in last.items() if key.startswith("eval_")})
     if first.get("step") == 0 and not getattr(built.stage, "named_reference", True):
         # The policy is still its own reference: implicit rewards are 0 and accuracies say nothing.
@@ -72,15 +81,50 @@ def finish(
         results.update({f"{key}_before": value for key, value in before.items()})
     if built.conclude is not None:
         built.conclude()
+    told = diagnoses.summary() if diagnoses is not None else None
+    results |= peaks(told)
     folder.place(
         built.save_and_verify,
+        *built.stage.beside(built.tokenizer, built.stop_ids),
         lambda path: _write_card(path, card(resolved, built, command, results)),
+        lambda path: _write_diagnoses(path, told),
     )
     folder.finish(results)
     for line in table(first if first.get("step") != last.get("step") else {}, last):
         progress.note(line)
+    for line in peak_lines(told):
+        progress.note(line)
     progress.note(f"done: {folder.path} is the model folder; metrics are in metrics.jsonl there")
     return results
+
+
+def peaks(told: dict[str, Any] | None) -> dict[str, Any]:
+    """Where watched rewards were highest, as results."""
+    found: dict[str, Any] = {}
+    for name, every in (told or {}).get("peaks", {}).items():
+        for one in every:
+            key = f"{'eval_' if one['held_out'] else ''}watch/{name}/peak"
+            found |= {key: one["value"], f"{key}_step": one["step"]}
+    return found
+
+
+def peak_lines(told: dict[str, Any] | None) -> list[str]:
+    """The same as sentences."""
+    lines: list[str] = []
+    for name, every in (told or {}).get("peaks", {}).items():
+        for one in every:
+            where = "on held-out prompts" if one["held_out"] else "on rollouts"
+            lines.append(
+                f"watched reward {name} {where}: {one['start']:.4g} at the start, highest with "
+                f"{one['value']:.4g} at step {one['step']}, {one['last']:.4g} at the end"
+            )
+    return lines
+
+
+def _write_diagnoses(folder: Path, told: dict[str, Any] | None) -> None:
+    if told is not None:
+        text = json.dumps(told, indent=1) + "\n"
+        (folder / "diagnoses.json").write_text(text, encoding="utf-8")
 
 
 def card(resolved: Resolved, built: Built, command: Sequence[str], results: dict[str, Any]) -> Card:
@@ -132,7 +176,8 @@ def _write_card(folder: Path, content: Card) -> None:
 
 def table(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Held-out metrics as aligned lines: name, before, after, with 95 % intervals."""
-    names = [name for name in SHOWN if name in after]
+    watched = [n for n in after if n.startswith("eval_watch/") and n.endswith("/mean")]
+    names = [name for name in SHOWN if name in after] + watched
     if not names:
         return []
     width = max(len(name) for name in names)

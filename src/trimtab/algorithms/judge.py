@@ -3,14 +3,18 @@
 A score is a number, or NaN for a response that is left out: it then enters no statistic and no
 loss. A reward model with the policy's tokenizer reads the very tokens that were sampled; another
 one gets the text, rendered anew with its own tokenizer and template.
+
+Watched rewards judge the same responses and are in no score: what they say of a policy that
+optimises the others tells whether those are being gamed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +26,17 @@ from trimtab.errors import RecipeError
 from trimtab.rewards.functions import OnBad, RewardFunction, call, columns_of
 from trimtab.rewards.reward_model import RewardModel
 
-Score = Callable[[Sequence["Asked"]], list[float | None]]
+REWARD, WATCH, DISAGREEMENT = "reward:", "watch:", "disagreement"  # columns of a rollout
+
+
+class Rated(NamedTuple):
+    """A source's rewards [N]; of an ensemble, the standard deviation between its members [N]."""
+
+    values: Sequence[float | None]
+    disagreement: Sequence[float] | None = None
+
+
+Score = Callable[[Sequence["Asked"]], Rated]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,29 +51,39 @@ class Asked:
 
 
 class Judge:
-    """Weighted rewards by name; ``score`` gives their sum and each of them."""
+    """Weighted rewards by name, and ``watched`` ones without a weight."""
 
     def __init__(
-        self, sources: Mapping[str, Score], weights: Sequence[float] | None = None
+        self,
+        sources: Mapping[str, Score],
+        weights: Sequence[float] | None = None,
+        watched: Mapping[str, Score] | None = None,
     ) -> None:
         self.sources = dict(sources)
+        self.watched = dict(watched or {})
         self.weights = list(weights) if weights is not None else [1.0] * len(self.sources)
         assert len(self.weights) == len(self.sources)
 
     def score(self, asked: Sequence[Asked]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scores [N] fp32 and those of every source [N].
+        """Scores [N] fp32, and columns [N]: ``reward:<name>``, ``watch:<name>``, ``disagreement``.
 
         A source that has nothing to say of a response (None) leaves it to the others; what none
-        can judge is NaN.
+        can judge is NaN. Watched sources neither count nor judge.
         """
-        parts = {name: _tensor(source(asked)) for name, source in self.sources.items()}
+        columns: dict[str, Tensor] = {}
         total = torch.zeros(len(asked))
         judged = torch.zeros(len(asked), dtype=torch.bool)
-        for values, weight in zip(parts.values(), self.weights, strict=True):
+        for (name, source), weight in zip(self.sources.items(), self.weights, strict=True):
+            rated = source(asked)
+            values = columns[REWARD + name] = _tensor(rated.values)
+            if rated.disagreement is not None:
+                columns[DISAGREEMENT] = _tensor(rated.disagreement)
             known = ~values.isnan()
             total = total + torch.where(known, weight * values, 0.0)
             judged |= known
-        return torch.where(judged, total, math.nan), parts
+        for name, source in self.watched.items():
+            columns[WATCH + name] = _tensor(source(asked).values)
+        return torch.where(judged, total, math.nan), columns
 
 
 def _tensor(values: Sequence[float | None]) -> Tensor:
@@ -70,9 +94,16 @@ def by_reward_model(model: RewardModel, tokenizer: Any) -> Score:
     """A reward model as a source of scores; ``tokenizer`` is the policy's."""
     same = same_tokens(model.tokenizer, tokenizer)
 
-    def score(asked: Sequence[Asked]) -> list[float | None]:
+    def rated(trees: Sequence[TokenTree]) -> Rated:
+        members = [[one for (one,) in scores] for scores in model.member_scores(trees)]
+        every = list(zip(*members, strict=True))
+        means = [statistics.fmean(values) for values in every]
+        apart = [statistics.stdev(values) for values in every] if len(members) > 1 else None
+        return Rated(means, apart)
+
+    def score(asked: Sequence[Asked]) -> Rated:
         if same:
-            return [one for (one,) in model.score_trees([item.tree for item in asked])]
+            return rated([item.tree for item in asked])
         examples = [
             CompletionExample(
                 origin=item.tree.origin, prompt=item.prompt, completion=item.completion
@@ -86,8 +117,7 @@ def by_reward_model(model: RewardModel, tokenizer: Any) -> Score:
                     f"reward_model={model.name!r}: its chat template cannot render a response "
                     f"({trees.reason}); choose a reward model for such rows"
                 )
-        trees = [tree for one in found if not isinstance(one, Drop) for tree in one]
-        return [one for (one,) in model.score_trees(trees)]
+        return rated([tree for one in found if not isinstance(one, Drop) for tree in one])
 
     return score
 
@@ -95,7 +125,7 @@ def by_reward_model(model: RewardModel, tokenizer: Any) -> Score:
 def by_function(function: RewardFunction, *, time_limit: float, on_bad: OnBad) -> Score:
     """A reward function as a source of scores."""
 
-    def score(asked: Sequence[Asked]) -> list[float | None]:
+    def score(asked: Sequence[Asked]) -> Rated:
         found = call(
             function,
             [item.prompt for item in asked],
@@ -107,7 +137,7 @@ def by_function(function: RewardFunction, *, time_limit: float, on_bad: OnBad) -
             on_bad=on_bad,
             on_bad_key="on_bad_reward",
         )
-        return found.values
+        return Rated(found.values)
 
     return score
 

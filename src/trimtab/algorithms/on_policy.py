@@ -20,7 +20,12 @@ from trimtab.algorithms.experience import Experience, response_tree
 from trimtab.algorithms.judge import Asked, Judge
 from trimtab.algorithms.policy import Policy, frozen
 from trimtab.algorithms.reference import LiveReference
-from trimtab.algorithms.rollout_log import completion_metrics, write_completions
+from trimtab.algorithms.rollout_log import (
+    completion_metrics,
+    reward_columns,
+    texture,
+    write_completions,
+)
 from trimtab.algorithms.stage import Mix, Stage, target_weights
 from trimtab.algorithms.stream import TreeStream, micro_batches
 from trimtab.data.order import permutation
@@ -90,7 +95,6 @@ class OnPolicy(Stage):
         self.cast = cast
         self.eval_text = eval_text
         self.current: Experience | None = None
-        self.fresh = False  # the current rollout has not been logged yet
 
     # ------------------------------------------------------------------ which step, which rollout
 
@@ -139,10 +143,8 @@ class OnPolicy(Stage):
             return self.current
         if within:  # a resumed run, in the middle of a rollout
             self.current = Experience.load(self._path(number))
-            self.fresh = False
             return self.current
         self.current = self.collect(number)
-        self.fresh = True
         self.current.save(self._path(number))
         return self.current
 
@@ -193,7 +195,7 @@ class OnPolicy(Stage):
 
     def judged(self, experience: Experience) -> None:
         """Scores of all responses; what nobody could judge is marked and set to 0."""
-        scores, parts = self.cast.judge.score(self._asked(experience))
+        scores, columns = self.cast.judge.score(self._asked(experience))
         ended = experience.responses["ended"]
         valid = ~scores.isnan()
         scores = torch.where(valid, scores, 0.0)
@@ -201,8 +203,7 @@ class OnPolicy(Stage):
         if self.settings.missing_eos_penalty is not None:
             scores = scores - self.settings.missing_eos_penalty * (~ended).float()
         experience.responses |= {"score": torch.where(valid, scores, 0.0), "valid": valid}
-        for name, values in parts.items():
-            experience.responses[f"reward:{name}"] = values
+        experience.responses |= columns
 
     def _asked(self, experience: Experience) -> list[Asked]:
         asked: list[Asked] = []
@@ -240,10 +241,10 @@ class OnPolicy(Stage):
     # ------------------------------------------------------------------ metrics
 
     def prepare(self, step: int, micros: Sequence[Micro]) -> dict[str, Metric]:
-        """A rollout is logged with its first step."""
-        if not self.fresh or self.current is None:
+        """A rollout is logged with its first step: one that goes on within it has it logged."""
+        if step % self.steps_per_rollout:
             return {}
-        self.fresh = False
+        assert self.current is not None
         return {**completion_metrics(self.current), **self.rollout_metrics(self.current)}
 
     def rollout_metrics(self, experience: Experience) -> dict[str, Metric]:
@@ -272,7 +273,7 @@ class OnPolicy(Stage):
         found: dict[str, Any] = {}
         kl = sequence_sums(experience.tokens["old"] - experience.tokens["reference"], experience)
         columns = {"reward": r["score"][valid], "kl": kl, "length": experience.lengths.double()}
-        columns |= {n[7:]: v[~v.isnan()] for n, v in r.items() if n.startswith("reward:")}
+        columns |= {metric: v[~v.isnan()] for metric, v in reward_columns(r)}
         for name, values in columns.items():
             if len(values) == 0:
                 continue
@@ -281,12 +282,11 @@ class OnPolicy(Stage):
             if whole and self.settings.per_prompt > 1:
                 values = values.double().view(len(prompts), -1).mean(1)
             interval = mean_interval(values.double().numpy())
-            key = name if name in ("reward", "kl", "length") else f"rewards/{name}/mean"
-            found[key] = interval.mean
+            found[name] = interval.mean
             if interval.n > 1:
-                found[f"{key}_ci95"] = [interval.low, interval.high]
+                found[f"{name}_ci95"] = [interval.low, interval.high]
         found["ended"] = r["ended"].double().mean().item()
-        return found
+        return found | texture(experience)
 
     def _text_loss(self, stream: TreeStream) -> float:
         nll = tokens = 0.0

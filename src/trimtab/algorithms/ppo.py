@@ -14,7 +14,8 @@ The four lines of the derivation are ``objective``s (docs/algorithms.md):
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ from trimtab.losses.policy_gradient import (
 from trimtab.models.forward import hidden_states
 from trimtab.training.algorithm import Micro, Outcome
 from trimtab.training.terms import Metric, Term
+
+VALUE_MODEL = "value_model"  # its folder in the run's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +263,15 @@ class PPO(OnPolicy):
             found["val/explained_variance"] = Metric(float(ev), 1.0)
         return found
 
-    # ------------------------------------------------------------------ state
+    # ------------------------------------------------------------------ state, and what is saved
+
+    def beside(self, tokenizer: Any, stop_ids: Sequence[int]) -> tuple[Callable[[Path], None], ...]:
+        """The value model, as ``value_model/``."""
+        critic = self.critic
+        if critic is None or critic.head is None:
+            return ()
+        model = self.policy.model
+        return (lambda f: critic.save(model, tokenizer, f / VALUE_MODEL, stop_ids=stop_ids),)
 
     def state_dict(self) -> dict[str, Any]:
         """The controller's coefficient; the rollout itself is in its file."""

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from trimtab.algorithms.build import Built
 from trimtab.config.recipes import PreferenceRecipe
 from trimtab.config.resolved import Resolved
 from trimtab.data.chat_tokens import fingerprint_tokenizer
-from trimtab.errors import DataError, RecipeError
+from trimtab.errors import CheckpointError, DataError, RecipeError
 from trimtab.models.score_head import head_of
-from trimtab.training.checkpoint import Checkpoint
+from trimtab.training.checkpoint import Checkpoint, open_checkpoint
 from trimtab.training.loop import Loop
 
 
@@ -84,7 +85,31 @@ def restore(
         # Running statistics of one loss mean nothing to another.
         state = {**state, "algorithm": loop.algorithm.state_dict()}
         note(f"{checkpoint.path} was trained with {state['objective']}; its statistics start anew")
+    if not same_run:  # another recipe may mean something else by the best, and where to stop
+        state = {**state, "run": {**state["run"], "begun": False, "stopped": None}, "best": {}}
     loop.restore(state, tensors)
+
+
+def take_best(loop: Loop, folder: Path, note: Callable[[str], None]) -> None:
+    """Put the weights of the run's best checkpoint into the model, where it is not the last one.
+
+    Raises CheckpointError where that checkpoint is gone or damaged.
+    """
+    step = loop.best.step
+    if step is None or step == loop.state.step:
+        return
+    path = folder / f"checkpoint-{step}"
+    try:
+        checkpoint = open_checkpoint(path)
+    except CheckpointError as error:
+        why = str(error).removeprefix(f"resume={path}: ")
+        raise CheckpointError(
+            f"{path}: the best checkpoint cannot be read ({why}); put it back and run the same "
+            "command again, or go on from another one with --resume PATH "
+            "--no-load-best-model-at-end"
+        ) from None
+    loop.masters.load(checkpoint.tensors("masters"))
+    note(f"the model is that of step {step}, the best one")
 
 
 def _same_inputs(checkpoint: Checkpoint, then: dict[str, str], now: dict[str, str]) -> None:

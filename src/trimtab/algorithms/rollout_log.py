@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trimtab.algorithms.experience import Experience
-from trimtab.algorithms.judge import Asked
+from trimtab.algorithms.judge import DISAGREEMENT, REWARD, WATCH, Asked
 from trimtab.errors import CheckpointError
 from trimtab.training import files
 from trimtab.training.terms import Metric
@@ -22,33 +22,74 @@ NGRAM = 4  # tokens; repeated ones are the plainest sign of a reward that is bei
 
 
 def completion_metrics(experience: Experience) -> dict[str, Metric]:
-    """Rewards, lengths, ends and repetition of a rollout's responses."""
+    """Rewards, lengths, ends, repetition and variety of a rollout's responses."""
     r = experience.responses
     valid, ended = r["valid"].bool(), r["ended"].bool()
     lengths = experience.lengths.float()
+    score = r["score"][valid]
     found = {
-        "reward": mean(r["score"][valid]),
-        "reward_std": Metric(_spread(r["score"][valid]), 1.0),
+        "reward": mean(score),
+        "reward_std": Metric(_spread(score), 1.0),
         "completions/mean_length": mean(lengths),
         "completions/min_length": Metric(lengths.min().item(), 1.0),
         "completions/max_length": Metric(lengths.max().item(), 1.0),
         "completions/clipped_ratio": mean((~ended).float()),
-        "completions/repetition": mean(repetition(experience)),
     }
+    found |= {name: Metric(value, 1.0) for name, value in texture(experience).items()}
+    if len(score):
+        found |= {
+            "min_reward": Metric(score.min().item(), 1.0),
+            "max_reward": Metric(score.max().item(), 1.0),
+        }
     if ended.any():
         found["completions/mean_terminated_length"] = mean(lengths[ended])
     if bool((~valid).any()):
         found["rewards/dropped"] = mean((~valid).float())
-    for name, values in r.items():
-        if name.startswith("reward:"):
-            known = values[~values.isnan()]
-            if len(known):
-                found[f"rewards/{name[7:]}/mean"] = mean(known)
-                found[f"rewards/{name[7:]}/std"] = Metric(_spread(known), 1.0)
-    correlation = _correlation(lengths[valid], r["score"][valid])
+    for name, values in reward_columns(r):
+        known = values[~values.isnan()]
+        if len(known):
+            found[name] = mean(known)
+            if name.endswith("/mean"):
+                found[f"{name[:-5]}/std"] = Metric(_spread(known), 1.0)
+    correlation = _correlation(lengths[valid], score)
     if correlation is not None:
         found["rewards/length_correlation"] = Metric(correlation, 1.0)
     return found
+
+
+def reward_columns(responses: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The metric's name and the values [N] of every reward, watched one and disagreement."""
+    for name, values in responses.items():
+        if name.startswith(REWARD):
+            yield f"rewards/{name.removeprefix(REWARD)}/mean", values
+        elif name.startswith(WATCH):
+            yield f"watch/{name.removeprefix(WATCH)}/mean", values
+        elif name == DISAGREEMENT:
+            yield "rewards/disagreement", values
+
+
+def texture(experience: Experience) -> dict[str, float]:
+    """How often responses repeat themselves, and how various they are together."""
+    return {
+        "completions/repetition": repetition(experience).double().mean().item(),
+        "completions/distinct_1": distinct(experience, 1),
+        "completions/distinct_2": distinct(experience, 2),
+    }
+
+
+def distinct(experience: Experience, n: int) -> float:
+    """Different token n-grams of all responses together, by all of them (arXiv:1510.03055).
+
+    0 to 1, and 1 where there are none. It falls by itself as responses grow longer or more.
+    """
+    seen: set[tuple[int, ...]] = set()
+    count = 0
+    for tree in experience.trees:
+        for branch in tree.branches:
+            grams = [branch.ids[i : i + n] for i in range(len(branch.ids) - n + 1)]
+            seen.update(grams)
+            count += len(grams)
+    return len(seen) / count if count else 1.0
 
 
 def repetition(experience: Experience) -> Tensor:
@@ -89,8 +130,12 @@ def write_completions(experience: Experience, asked: Sequence[Asked], folder: Pa
         "reward": r["score"].tolist(),
     }
     for name, values in r.items():
-        if name.startswith("reward:"):
-            table[name[7:]] = values.tolist()
+        if name.startswith(REWARD):
+            table[name.removeprefix(REWARD)] = values.tolist()
+        elif name.startswith(WATCH):
+            table[f"watch_{name.removeprefix(WATCH)}"] = values.tolist()
+        elif name == DISAGREEMENT:
+            table[name] = values.tolist()
     for column in ("kl", "advantages"):
         if column in experience.tokens:
             sums = torch.zeros(count).index_add(0, sequence, experience.tokens[column].float())

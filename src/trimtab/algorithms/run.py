@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,20 @@ from typing import Any
 import torch
 
 from trimtab.algorithms.build import Built, build
+from trimtab.algorithms.diagnosis import Diagnoses
 from trimtab.algorithms.ensemble import train_ensemble
 from trimtab.algorithms.finish import finish
-from trimtab.algorithms.resume import memory, restore
+from trimtab.algorithms.resume import memory, restore, take_best
 from trimtab.algorithms.selfcheck import as_record, self_check
+from trimtab.config.on_policy_recipe import OnPolicyRecipe
 from trimtab.config.resolved import Resolved, difference, to_yaml
 from trimtab.errors import RunError
 from trimtab.training import files
 from trimtab.training.algorithm import Micro
+from trimtab.training.best import BestRule
 from trimtab.training.checkpoint import CheckpointStore
 from trimtab.training.loop import Loop, LoopSettings, dump_micro
-from trimtab.training.metrics import MetricsLog
+from trimtab.training.metrics import MetricsLog, read_metrics
 from trimtab.training.progress import Mode, Progress
 from trimtab.training.run_folder import RunFolder
 from trimtab.training.trackers import RunInfo, Trackers, build_trackers, check_report_to
@@ -142,7 +145,9 @@ def _train_in(
         )
         trackers = build_trackers(recipe.report_to, info, progress.note)
         remembered = memory(resolved, built)
-        hooks = _Hooks(built, remembered, folder, store, log, progress, trackers)
+        on_policy = isinstance(recipe, OnPolicyRecipe)
+        diagnoses = Diagnoses(recipe.stop_when) if on_policy else None
+        hooks = _Hooks(built, remembered, folder, store, log, progress, trackers, diagnoses)
         loop = Loop(built.stage, _settings(recipe, built.stage.total_steps), hooks)
         hooks.loop = loop
         lines = 0
@@ -151,6 +156,7 @@ def _train_in(
             restore(loop, start.checkpoint, resolved, built, progress.note, same_run=same_run)
             lines = start.checkpoint.state["metrics_lines"] if start.own else 0
         log.truncate_to_lines(lines)
+        hooks.remember(read_metrics(log.path))
         progress.train(loop.state.step, built.stage.total_steps)
         try:
             with _stop_on_signals() as stopping:
@@ -163,7 +169,11 @@ def _train_in(
                 f"stopped after step {loop.state.step}, saved; the same command goes on from there"
             )
             return RunResult(folder.path, {}, interrupted=True)
-    results = finish(folder, resolved, built, loop.state, progress, command)
+    if loop.state.stopped is not None:
+        progress.note(f"ended early, after step {loop.state.step}: {loop.state.stopped}")
+    if recipe.load_best_model_at_end:
+        take_best(loop, folder.path, progress.note)
+    results = finish(folder, resolved, built, loop, progress, command, diagnoses)
     return RunResult(folder.path, results)
 
 
@@ -201,6 +211,11 @@ def _settings(recipe: Any, total_steps: int) -> LoopSettings:
         save_steps=steps_of(recipe.save_steps, total_steps),
         sample_steps=(steps_of(recipe.sample_steps, total_steps) or 0) if samples else None,
         eval_on_start=recipe.eval_on_start,
+        best=BestRule.of(
+            recipe.metric_for_best_model, recipe.greater_is_better, recipe.early_stopping_patience
+        )
+        if recipe.metric_for_best_model is not None
+        else None,
     )
 
 
@@ -223,6 +238,7 @@ class _Hooks:
         metrics: MetricsLog,
         progress: Progress,
         trackers: Trackers,
+        diagnoses: Diagnoses | None,
     ) -> None:
         self.built = built
         self.remembered = remembered  # by every checkpoint
@@ -232,11 +248,26 @@ class _Hooks:
         self.shown = progress
         self.trackers = trackers
         self.loop: Loop | None = None
+        self.diagnoses = diagnoses
 
-    def log(self, step: int, record: dict[str, Any]) -> None:
+    def remember(self, records: Iterable[dict[str, Any]]) -> None:
+        """Take what an earlier start of the run has logged."""
+        if self.diagnoses is not None:
+            self.diagnoses.remember(records)
+
+    def log(self, step: int, record: dict[str, Any]) -> str | None:
         self.metrics.append({"step": step, **record})
         self.shown.log(step, record)
         self.trackers.log(step, record)
+        if self.diagnoses is None:
+            return None
+        reason = None
+        for found in self.diagnoses.add({"step": step, **record}):
+            self.metrics.append(found.record())
+            self.shown.note(f"step {step}: reward hacking ({found.name}): {found.says}")
+            if found.name in self.diagnoses.stop_when:
+                reason = reason or f"diagnosis {found.name} (stop_when)"
+        return reason
 
     def progress(self, step: int) -> None:
         self.shown.update(step)
@@ -263,6 +294,7 @@ class _Hooks:
         state, tensors = self.loop.checkpoint()
         state["metrics_lines"] = self.metrics.lines
         state.update(self.remembered)
+        self.store.best = self.loop.best.step
         self.store.save(step, state=state, tensors=tensors, writers=[self.built.save])
 
     def dump(self, step: int, micro: Micro) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -133,6 +134,10 @@ class Stage:
     def evaluate(self, step: int) -> dict[str, Any]:
         """Metrics on the held-out rows after ``step`` steps; empty without any."""
         return {}
+
+    def beside(self, tokenizer: Any, stop_ids: Sequence[int]) -> tuple[Callable[[Path], None], ...]:
+        """Writers of what a finished run's folder holds beside the trained model."""
+        return ()
 
     def state_dict(self) -> dict[str, Any]:
         """Stages without running state have none."""

@@ -209,9 +209,6 @@ EXPLAINED: Mapping[str, str] = MappingProxyType(
         "remove it",
         "use_logits_to_keep": "logits are computed where they are trained, always; remove it",
         "generate_during_eval": "use sample_prompts and sample_steps",
-        "load_best_model_at_end": "the last state is the result; compare checkpoints with "
-        "eval_steps and save_total_limit",
-        "metric_for_best_model": "the last state is the result; remove it",
         "push_to_hub": "nothing is uploaded here; remove it",
         "hub_model_id": "nothing is uploaded here; remove it",
         "hub_token": "set HF_TOKEN in the environment; nothing secret belongs in a recipe",

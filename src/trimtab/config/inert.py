@@ -46,6 +46,18 @@ def _no_held_out(recipe: TrainRecipe) -> bool:
     return not recipe.eval_specs()
 
 
+def _never_evaluates(recipe: TrainRecipe) -> bool:
+    return _no_held_out(recipe) and getattr(recipe, "eval_text_name", None) is None
+
+
+def _no_best(recipe: TrainRecipe) -> bool:
+    return recipe.metric_for_best_model is None
+
+
+def _evaluates_at_the_end(recipe: TrainRecipe) -> bool:
+    return recipe.eval_steps is None
+
+
 def _no_samples(recipe: TrainRecipe) -> bool:
     return recipe.sample_prompts in (0, [])
 
@@ -109,6 +121,21 @@ _RULES = (
         ("eval_steps", "max_eval_rows", "eval_stride"),
         _no_held_out,
         "there are no held-out rows to evaluate on; give eval_dataset_name",
+    ),
+    _Rule(
+        ("metric_for_best_model",),
+        _never_evaluates,
+        "there are no held-out rows to evaluate on; give eval_dataset_name",
+    ),
+    _Rule(
+        ("greater_is_better", "load_best_model_at_end", "early_stopping_patience"),
+        _no_best,
+        "has no effect without metric_for_best_model",
+    ),
+    _Rule(
+        ("early_stopping_patience",),
+        _evaluates_at_the_end,
+        "evaluations are only at the start and the end; give eval_steps",
     ),
     _Rule(
         ("sample_steps", "sample_max_new_tokens"),

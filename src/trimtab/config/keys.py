@@ -226,7 +226,25 @@ class RunKeys(Keys):
         "null: only at the end and at Ctrl-C.",
     )
     save_total_limit: Whole | None = Field(
-        default=2, ge=1, description="Checkpoints to keep; null: all of them."
+        default=2, ge=1, description="Checkpoints to keep, beside the best one; null: all of them."
+    )
+    metric_for_best_model: str | None = Field(
+        default=None,
+        description="Metric of the evaluations (eval_loss, eval_watch/gold/mean, ...): the best "
+        "checkpoint by it is saved when it is measured, and kept.",
+    )
+    greater_is_better: bool | None = Field(
+        default=None,
+        description="Which way metric_for_best_model is better; null: smaller for losses, "
+        "perplexity, bits per byte and KL, greater for the rest.",
+    )
+    load_best_model_at_end: bool = Field(
+        default=False, description="The result is the best checkpoint's model, not the last one's."
+    )
+    early_stopping_patience: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="End the run after so many evaluations without a better one.",
     )
     report_to: Annotated[TextList, AfterValidator(_trackers)] = Field(
         default_factory=list,

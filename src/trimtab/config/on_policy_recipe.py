@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from trimtab.config.data_keys import Keys
 from trimtab.config.keys import BatchSize, Epochs, LearningRate, Schedule
 from trimtab.config.recipes import TrainRecipe
-from trimtab.config.values import Location, Number, NumberList, TextList, Whole, conflict
+from trimtab.config.suggest import did_you_mean
+from trimtab.config.values import (
+    Location,
+    Number,
+    NumberList,
+    TextList,
+    Whole,
+    conflict,
+    refuse,
+)
 
 KlEstimator = Literal["k1", "k2", "k3"]
+
+# What can be found of a run, by ``algorithms/diagnosis.py``.
+DIAGNOSES = ("watched", "length", "variety", "entropy", "disagreement", "kl")
+
+
+def _diagnoses(value: list[str]) -> list[str]:
+    for name in value:
+        if name not in DIAGNOSES:
+            known = ", ".join(DIAGNOSES)
+            refuse(f"holds {name!r}; diagnoses are {known}{did_you_mean(name, DIAGNOSES)}")
+    return value
 
 
 class RolloutKeys(Keys):
@@ -30,6 +50,21 @@ class RolloutKeys(Keys):
     reward_weights: NumberList | None = Field(
         default=None,
         description="Factors of the reward model and then of the functions; null: 1 each.",
+    )
+    watch_model: Location | None = Field(
+        default=None,
+        description="A reward model that is measured on the same responses and never optimised: a "
+        "larger one, or one from other rows, that tells whether reward_model is being gamed.",
+    )
+    watch_funcs: TextList = Field(
+        default_factory=list,
+        description="Reward functions that are measured and never optimised, named as in "
+        "reward_funcs.",
+    )
+    stop_when: Annotated[TextList, AfterValidator(_diagnoses)] = Field(
+        default_factory=list,
+        description="Diagnoses of reward hacking that end the run: "
+        f"{', '.join(DIAGNOSES)}; empty: they are only told.",
     )
     on_bad_reward: Literal["stop", "drop"] = Field(
         default="stop",
@@ -99,10 +134,12 @@ class OnPolicyRecipe(TrainRecipe, RolloutKeys):
                 f"{len(self.reward_weights)} for {count} rewards; give one each, the reward "
                 "model's first",
             )
-        if not self.reward_funcs:
+        if not self.reward_funcs and not self.watch_funcs:
             for key in ("on_bad_reward", "reward_time_limit", "reward_isolate"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     conflict(key, "is about reward functions; give reward_funcs, or remove it")
+        if "watched" in self.stop_when and self.watch_model is None and not self.watch_funcs:
+            conflict("stop_when", "watched: nothing is watched; give watch_model or watch_funcs")
         return self
 
 

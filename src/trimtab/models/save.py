@@ -199,6 +199,23 @@ def _save_adapter(model: Any, folder: Path, dtype: torch.dtype | None) -> None:
     _write_json(folder / "adapter_config.json", settings)
 
 
+def add_to_adapter(folder: Path, modules: dict[str, nn.Module]) -> None:
+    """Add whole modules, which are not the adapted model's own, to an adapter that was saved.
+
+    In PEFT's format: their tensors by name, and the names in ``modules_to_save``.
+    """
+    path = folder / "adapter_model.safetensors"
+    state = load_file(path)
+    for name, module in modules.items():
+        for part, tensor in module.state_dict().items():
+            state[f"base_model.model.{name}.{part}"] = tensor.detach().cpu().contiguous()
+    save_file(state, path, metadata={"format": "pt"})
+    path.chmod(0o644)
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    named = {*(config.get("modules_to_save") or ()), *modules}
+    _write_json(folder / "adapter_config.json", config | {"modules_to_save": sorted(named)})
+
+
 def adapter_tensors(model: Any) -> dict[str, Tensor]:
     """Tensors of the adapter "default" under the names of PEFT's files."""
     from peft import get_peft_model_state_dict

@@ -112,6 +112,7 @@ class CheckpointStore:
             )
         self.run_dir = Path(run_dir)
         self.keep = keep
+        self.best: int | None = None  # the step whose checkpoint is kept beside those
         self.note = note
         self.skipped: list[Skipped] = []
 
@@ -281,14 +282,14 @@ class CheckpointStore:
     def _prune(self, step: int) -> None:
         """Keep ``keep`` checkpoints: the one of ``step``, just verified, and the newest before it.
 
-        Later ones are not ours to judge, and damaged ones neither count nor are removed: the user
-        was told of them.
+        The best one is kept beside them. Later ones are not ours to judge, and damaged ones neither
+        count nor are removed: the user was told of them.
         """
         if self.keep is None:
             return
         older: list[Path] = []
         for number, path in _steps(self.run_dir):
-            if number >= step:
+            if number >= step or number == self.best:
                 continue
             try:
                 manifest.check_sizes(path, manifest.read(path))

@@ -3,7 +3,9 @@
 A step: micro-batches from the algorithm, each term divided by its own count over the whole step,
 gradients added up in fp32, a finite check before anything reaches the weights, clipping, the
 optimizer. After a step, in this order: log, evaluate, sample, save. A checkpoint is written last,
-so that a run resumed from it has logged exactly what the undisturbed one had.
+so that a run resumed from it has logged exactly what the undisturbed one had. The best evaluation
+so far is saved at once; what ends a run early (no better one for long, or what ``Hooks.log`` says)
+makes that step the last one.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from trimtab.errors import NumericError
 from trimtab.training.algorithm import Algorithm, Micro
+from trimtab.training.best import Best, BestRule
 from trimtab.training.metrics import Means
 from trimtab.training.optim import (
     build_optimizer,
@@ -31,6 +34,7 @@ from trimtab.training.optim import (
 from trimtab.training.precision import MasterWeights
 from trimtab.training.schedule import Schedule, learning_rate
 from trimtab.training.seeds import derive
+from trimtab.training.stream_norms import StreamNorms
 from trimtab.training.terms import Metric
 
 
@@ -55,28 +59,34 @@ class LoopSettings:
     save_steps: int | None
     sample_steps: int | None
     eval_on_start: bool
+    best: BestRule | None = None
 
 
 @dataclasses.dataclass
 class RunState:
-    """Everything that changes during a run and is not a weight, an optimizer slot or a metric."""
+    """Everything that changes during a run and is not a weight, an optimizer slot or a metric.
+
+    ``begun``: what comes before the first step is done; ``stopped``: why the run ended early.
+    """
 
     step: int = 0
     rows: int = 0
     tokens: int = 0
     trained_tokens: int = 0
     skipped_steps: int = 0
+    begun: bool = False
+    stopped: str | None = None
 
 
 class Hooks(Protocol):
     """What happens around the steps; the run (``run.py``) brings it, so that the loop stays pure.
 
-    ``log`` records metrics, ``sample`` generates, ``save`` writes a checkpoint, ``evaluating`` is
-    called before and after held-out rows are evaluated, ``dump`` writes a batch that broke the run
-    and returns its path, ``progress`` shows a step.
+    ``log`` records metrics and may return why to stop, ``sample`` generates, ``save`` writes a
+    checkpoint, ``evaluating`` is called before and after held-out rows are evaluated, ``dump``
+    writes a batch that broke the run and returns its path, ``progress`` shows a step.
     """
 
-    def log(self, step: int, record: dict[str, Any]) -> None: ...  # noqa: D102
+    def log(self, step: int, record: dict[str, Any]) -> str | None: ...  # noqa: D102
     def progress(self, step: int) -> None: ...  # noqa: D102
     def sample(self, step: int) -> None: ...  # noqa: D102
     def save(self, step: int) -> None: ...  # noqa: D102
@@ -100,6 +110,8 @@ class Loop:
             epsilon=settings.epsilon,
         )
         self.state = RunState()
+        self.best = Best()
+        self._improved = False  # by the last evaluation, and not saved yet
         self.window = Means()  # since the last log
         self._window_start = time.perf_counter()
         self._window_tokens = 0
@@ -108,26 +120,44 @@ class Loop:
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """Train until the last step, or until ``should_stop``; True when the last step is done."""
-        last = self.algorithm.total_steps
         self._window_start = time.perf_counter()
-        if self.state.step == 0:
-            if self.settings.eval_on_start:
-                self._evaluate()
-            if self.settings.sample_steps is not None:
-                self._aside(self.hooks.sample)
+        if self.state.step == 0 and not self.state.begun:
+            self._begin()
         saved_at = self.state.step
-        while self.state.step < last:
+        while not self._over():
             self.train_step()
             self.hooks.progress(self.state.step)
-            self._after_step(last)
-            if self._due(self.settings.save_steps) or self.state.step == last:
-                self._aside(self.hooks.save)
+            self._after_step()
+            if self._due(self.settings.save_steps) or self._over() or self._improved:
+                self._save()
                 saved_at = self.state.step
-            if self.state.step < last and should_stop():
+            if not self._over() and should_stop():
                 if saved_at != self.state.step:
                     self.hooks.save(self.state.step)
                 return False
         return True
+
+    def _begin(self) -> None:
+        """What comes before the first step."""
+        if self.settings.eval_on_start:
+            self._evaluate()
+        if self.settings.sample_steps is not None:
+            self._aside(self.hooks.sample)
+        self.state.begun = True
+        if self._improved:
+            self._save()
+
+    def _over(self) -> bool:
+        return self.state.stopped is not None or self.state.step >= self.algorithm.total_steps
+
+    def _stop(self, reason: str | None) -> None:
+        """Make this step the last one; a run that is at its end does not end early."""
+        if reason is not None and not self._over():
+            self.state.stopped = reason
+
+    def _save(self) -> None:
+        self._improved = False
+        self._aside(self.hooks.save)
 
     def _aside(self, hook: Callable[[int], None]) -> None:
         """Call a hook whose time is not training time."""
@@ -138,14 +168,16 @@ class Loop:
     def _due(self, every: int | None) -> bool:
         return every is not None and every > 0 and self.state.step % every == 0
 
-    def _after_step(self, last: int) -> None:
-        final = self.state.step == last
-        if final or self._due(self.settings.logging_steps):
+    def _after_step(self) -> None:
+        logged = self._over() or self._due(self.settings.logging_steps)
+        if logged:
             self._log()
-        if final or self._due(self.settings.eval_steps):
+        if self._over() or self._due(self.settings.eval_steps):
             self._evaluate()
+        if self._over() and not logged:  # the evaluation ended the run
+            self._log()
         if self.settings.sample_steps is not None and (
-            final or self._due(self.settings.sample_steps)
+            self._over() or self._due(self.settings.sample_steps)
         ):
             self._aside(self.hooks.sample)
 
@@ -185,7 +217,7 @@ class Loop:
         totals = self._totals(micros)
         objective = 0.0
         values: dict[str, float] = {}
-        apart = _StreamNorms(self.masters) if self._logs(step, micros) else None
+        apart = StreamNorms(self.masters) if self._logs(step, micros) else None
         for number, micro in enumerate(micros):
             if apart is not None:
                 apart.begin(micro.stream)
@@ -297,7 +329,7 @@ class Loop:
         record["time/tokens_per_second"] = round(self._window_tokens / seconds, 1)
         self.window.reset()
         self._window_start, self._window_tokens = time.perf_counter(), 0
-        self.hooks.log(step, record)
+        self._stop(self.hooks.log(step, record))
 
     def _evaluate(self) -> None:
         start = time.perf_counter()
@@ -308,7 +340,10 @@ class Loop:
             record: dict[str, Any] = {f"eval_{name}": value for name, value in found.items()}
             record["epoch"] = round(self.algorithm.epoch(self.state.step), 6)
             record["time/eval_seconds"] = round(time.perf_counter() - start, 3)
-            self.hooks.log(self.state.step, record)
+            self._stop(self.hooks.log(self.state.step, record))
+        if (rule := self.settings.best) is not None:
+            self._improved = rule.improves(self.best, found, self.state.step)
+            self._stop(rule.out_of_patience(self.best))
         self._window_start += time.perf_counter() - start
 
     # ------------------------------------------------------------------ checkpoints
@@ -317,6 +352,7 @@ class Loop:
         """All state of the run: a JSON part and named tensors by file."""
         state = {
             "run": dataclasses.asdict(self.state),
+            "best": dataclasses.asdict(self.best),
             "window": self.window.state_dict(),
             "algorithm": self.algorithm.state_dict(),
         }
@@ -329,44 +365,11 @@ class Loop:
     def restore(self, state: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
         """Put back what ``checkpoint`` gave."""
         self.state = RunState(**state["run"])
+        self.best = Best(**state.get("best", {}))  # older checkpoints have none
         self.window.load_state_dict(state["window"])
         self.algorithm.load_state_dict(state["algorithm"])
         self.masters.load(tensors["masters"])
         load_optimizer_tensors(self.optimizer, self.masters.masters, tensors["optimizer"])
-
-
-class _StreamNorms:
-    """Gradient norms of each stream of a step: what was there before a stream is taken off."""
-
-    def __init__(self, masters: MasterWeights) -> None:
-        self.masters = masters
-        self.stream: str | None = None
-        self.before: dict[str, Tensor] = {}
-        self.squares: dict[str, float] = {}
-
-    def begin(self, stream: str) -> None:
-        """The next micro-batch is of this stream; a stream's own stand together."""
-        if stream == self.stream:
-            return
-        self._close()
-        self.stream = stream
-        self.before = {n: m.grad.clone() for n, m in self.masters if m.grad is not None}
-
-    def end(self) -> dict[str, float]:
-        """Norm by stream."""
-        self._close()
-        return {name: value**0.5 for name, value in self.squares.items()}
-
-    def _close(self) -> None:
-        if self.stream is None:
-            return
-        total = 0.0
-        for name, master in self.masters:
-            if master.grad is not None:
-                before = self.before.get(name)
-                own = master.grad if before is None else master.grad - before
-                total += own.double().square().sum().item()
-        self.squares[self.stream] = self.squares.get(self.stream, 0.0) + total
 
 
 def dump_micro(path: Path, step: int, micro: Micro) -> Path:

@@ -1,9 +1,9 @@
 """The gold reward as a reward function: what a learned reward is measured against.
 
     --reward-funcs trimtab.world.reward:gold
-    --reward-model runs/reward --reward-funcs trimtab.world.reward:gold --reward-weights 1,0
+    --reward-model runs/reward --watch-funcs trimtab.world.reward:gold
 
-With a weight of 0 it is logged beside the learned reward and optimised by nobody.
+Watched, it is logged beside the learned reward and optimised by nobody.
 """
 
 from __future__ import annotations
