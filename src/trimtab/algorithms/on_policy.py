@@ -90,7 +90,6 @@ class OnPolicy(Stage):
         self.cast = cast
         self.eval_text = eval_text
         self.current: Experience | None = None
-        self.fresh = False  # the current rollout has not been logged yet
 
     # ------------------------------------------------------------------ which step, which rollout
 
@@ -139,10 +138,8 @@ class OnPolicy(Stage):
             return self.current
         if within:  # a resumed run, in the middle of a rollout
             self.current = Experience.load(self._path(number))
-            self.fresh = False
             return self.current
         self.current = self.collect(number)
-        self.fresh = True
         self.current.save(self._path(number))
         return self.current
 
@@ -241,9 +238,8 @@ class OnPolicy(Stage):
 
     def prepare(self, step: int, micros: Sequence[Micro]) -> dict[str, Metric]:
         """A rollout is logged with its first step."""
-        if not self.fresh or self.current is None:
+        if step % self.steps_per_rollout or self.current is None:
             return {}
-        self.fresh = False
         return {**completion_metrics(self.current), **self.rollout_metrics(self.current)}
 
     def rollout_metrics(self, experience: Experience) -> dict[str, Metric]:
@@ -272,6 +268,8 @@ class OnPolicy(Stage):
         found: dict[str, Any] = {}
         kl = sequence_sums(experience.tokens["old"] - experience.tokens["reference"], experience)
         columns = {"reward": r["score"][valid], "kl": kl, "length": experience.lengths.double()}
+        if self.cast.reference is None:  # nobody to measure it from
+            del columns["kl"]
         columns |= {n[7:]: v[~v.isnan()] for n, v in r.items() if n.startswith("reward:")}
         for name, values in columns.items():
             if len(values) == 0:

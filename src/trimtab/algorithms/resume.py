@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trimtab.algorithms.build import Built
-from trimtab.config.recipes import PreferenceRecipe
+from trimtab.config.recipes import LossKeys
 from trimtab.config.resolved import Resolved
 from trimtab.data.chat_tokens import fingerprint_tokenizer
 from trimtab.errors import DataError, RecipeError
@@ -21,11 +21,13 @@ from trimtab.models.score_head import head_of
 from trimtab.training.checkpoint import Checkpoint
 from trimtab.training.loop import Loop
 
+REFERENCE = "reference"  # weights of a reference that changes: ``Stage.tensors``
+
 
 def memory(resolved: Resolved, built: Built) -> dict[str, Any]:
     """What a checkpoint remembers of its run, beside the loop's own state; plain JSON."""
     recipe = resolved.recipe
-    loss = recipe.loss.name if isinstance(recipe, PreferenceRecipe) else resolved.verb
+    loss = recipe.loss.name if isinstance(recipe, LossKeys) else resolved.verb
     inputs = {f"{rows.role} rows": rows.loaded.fingerprint for rows in built.rows}
     for rows in built.rows:
         trees = [store.fingerprint() for store in rows.stores]
@@ -85,6 +87,8 @@ def restore(
         state = {**state, "algorithm": loop.algorithm.state_dict()}
         note(f"{checkpoint.path} was trained with {state['objective']}; its statistics start anew")
     loop.restore(state, tensors)
+    if f"{REFERENCE}.safetensors" in checkpoint.manifest.entries and state is checkpoint.state:
+        built.stage.load_tensors(checkpoint.tensors(REFERENCE))
 
 
 def _same_inputs(checkpoint: Checkpoint, then: dict[str, str], now: dict[str, str]) -> None:

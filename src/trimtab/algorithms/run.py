@@ -27,7 +27,7 @@ import torch
 from trimtab.algorithms.build import Built, build
 from trimtab.algorithms.ensemble import train_ensemble
 from trimtab.algorithms.finish import finish
-from trimtab.algorithms.resume import memory, restore
+from trimtab.algorithms.resume import REFERENCE, memory, restore
 from trimtab.algorithms.selfcheck import as_record, self_check
 from trimtab.config.resolved import Resolved, difference, to_yaml
 from trimtab.errors import RunError
@@ -261,6 +261,8 @@ class _Hooks:
         assert self.loop is not None
         self.metrics.sync()
         state, tensors = self.loop.checkpoint()
+        if own := self.built.stage.tensors():
+            tensors[REFERENCE] = own
         state["metrics_lines"] = self.metrics.lines
         state.update(self.remembered)
         self.store.save(step, state=state, tensors=tensors, writers=[self.built.save])
