@@ -38,7 +38,7 @@ class Raft(FreshSamples):
         if not len(known):
             return f"no reward could judge any of {count} responses"
         return (
-            f"none of {count} responses has min_score={self.min_score:g}, the best has "
+            f"none of {count} responses reaches min_score={self.min_score:g}, the best has "
             f"{known.max().item():.4g}"
         )
 
