@@ -43,7 +43,7 @@ class FreshRecipe(OnPolicyRecipe):
         return self.num_iterations
 
 
-class OnlineRecipe(FreshRecipe, LossKeys):
+class OnlineRecipe(LossKeys, FreshRecipe):
     """Online DPO (arXiv:2402.04792), and any preference loss on samples judged by a reward."""
 
     TITLE: ClassVar[str] = "Online preferences"

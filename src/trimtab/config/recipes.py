@@ -330,7 +330,7 @@ class LossKeys(Keys):
     )
 
 
-class PreferenceRecipe(TrainRecipe, LengthKeys, LossKeys):
+class PreferenceRecipe(LossKeys, TrainRecipe, LengthKeys):
     """Preference optimisation, with a reference model or without, by any of the losses."""
 
     TITLE: ClassVar[str] = LossKeys.TITLE
