@@ -29,9 +29,11 @@ __all__ = [
     "dpo",
     "grpo",
     "kto",
+    "online_dpo",
     "orpo",
     "ppo",
     "pretrain",
+    "raft",
     "reward",
     "rloo",
     "sft",
@@ -80,6 +82,16 @@ def grpo(**keys: Any) -> RunResult:
 def rloo(**keys: Any) -> RunResult:
     """REINFORCE with a leave-one-out baseline; keys as in ``trimtab rloo --help``."""
     return _run("rloo", keys)
+
+
+def online_dpo(**keys: Any) -> RunResult:
+    """A preference loss on fresh samples; keys as in ``trimtab online_dpo --help``."""
+    return _run("online_dpo", keys)
+
+
+def raft(**keys: Any) -> RunResult:
+    """Fine-tuning on the best of fresh samples; keys as in ``trimtab raft --help``."""
+    return _run("raft", keys)
 
 
 def dpo(**keys: Any) -> RunResult:

@@ -15,6 +15,7 @@ from trimtab import __version__
 from trimtab.cli import main
 from trimtab.cli.texts import TRAINING
 from trimtab.config import VERBS
+from trimtab.config.on_policy_recipe import OnPolicyRecipe
 from trimtab.errors import DataError, RunError
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -58,7 +59,7 @@ def test_the_verbs_are_those_of_the_recipes() -> None:
 
 @pytest.mark.parametrize("verb", list(VERBS))
 def test_a_verb_runs_its_recipe(verb: str, runs: list[Any]) -> None:
-    judged = ["--reward-funcs", "f"] if verb in ("ppo", "grpo", "rloo") else []
+    judged = ["--reward-funcs", "f"] if issubclass(VERBS[verb].recipe, OnPolicyRecipe) else []
     words = [verb, *BASE, *judged, "--seed", "3", "--output-dir", "o"]
     assert main(words) == 0
     ((resolved, command),) = runs

@@ -12,6 +12,7 @@ from trimtab.cli.verb_help import print_verb_help
 from trimtab.config import VERBS, PreferenceRecipe, resolve
 from trimtab.config.hints import CONTROLS
 from trimtab.config.loss_schema import loss_schemas
+from trimtab.config.on_policy_recipe import OnPolicyRecipe
 from trimtab.config.schema import recipe_keys
 
 
@@ -38,7 +39,7 @@ def test_every_key_is_there_with_words(verb: str) -> None:
 @pytest.mark.parametrize("verb", list(VERBS))
 def test_defaults_are_those_of_a_run(verb: str) -> None:
     text = help_of(verb)
-    judged = ["--reward-funcs", "f"] if verb in ("ppo", "grpo", "rloo") else []
+    judged = ["--reward-funcs", "f"] if issubclass(VERBS[verb].recipe, OnPolicyRecipe) else []
     recipe = resolve(verb, ["--model", "m", "--dataset", "d", *judged], env={}).recipe
     for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size"):
         row = re.search(rf"^ +--{name.replace('_', '-')} .*?; default (.*?)\]", text, re.S | re.M)

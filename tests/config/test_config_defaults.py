@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from trimtab.config import VERBS, NewModelSpec, resolve
+from trimtab.config.on_policy_recipe import OnPolicyRecipe
 from trimtab.config.resolved import _flow
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "defaults.md"
@@ -25,7 +26,11 @@ def tables() -> dict[str, dict[str, str]]:
     return found
 
 
-JUDGED = {verb: ["--reward-funcs", "f"] for verb in ("ppo", "grpo", "rloo")}
+JUDGED = {
+    name: ["--reward-funcs", "f"]
+    for name, verb in VERBS.items()
+    if issubclass(verb.recipe, OnPolicyRecipe)
+}
 
 
 def default(verb: str, key: str) -> Any:

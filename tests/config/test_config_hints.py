@@ -57,8 +57,8 @@ def test_explained_keys_say_why(key: str) -> None:
         ("sft", "pref_beta", "LLaMA-Factory's name; sft has nothing like it; remove it"),
         ("dpo", "warmup-ratio", "transformers before 5's name; here it is --warmup-steps"),
         ("dpo", "context-length", "dpo has no such key; it belongs to pretrain"),
-        ("sft", "gamma", "sft has no such key; it belongs to ppo, dpo, simpo"),
-        ("sft", "loss", "sft has no such key; it belongs to dpo, simpo, orpo, kto"),
+        ("sft", "gamma", "sft has no such key; it belongs to ppo, online_dpo, dpo, simpo"),
+        ("sft", "loss", "sft has no such key; it belongs to online_dpo, dpo, simpo, orpo, kto"),
     ],
 )
 def test_hints_know_the_verb(verb: str, key: str, expected: str) -> None:

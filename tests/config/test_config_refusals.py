@@ -87,7 +87,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         (("--datasets", "x"), "datasets: give dataset_name or datasets, not both (command line)"),
         (
             ("--beta", "0.1"),
-            "beta: unknown key (command line): sft has no such key; it belongs to dpo",
+            "beta: unknown key (command line): sft has no such key; it belongs to online_dpo, dpo",
         ),
         (
             ("--zzzzzz", "1"),

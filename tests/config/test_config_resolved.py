@@ -20,6 +20,7 @@ from trimtab.config import (
     resolve,
     to_yaml,
 )
+from trimtab.config.on_policy_recipe import OnPolicyRecipe
 from trimtab.config.recipes import TrainRecipe
 from trimtab.errors import RecipeError
 
@@ -32,7 +33,7 @@ def run(verb: str, *tokens: str) -> Resolved:
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
 def test_round_trip_of_defaults(verb: str) -> None:
-    judged = ["--reward-funcs", "f"] if verb in ("ppo", "grpo", "rloo") else []
+    judged = ["--reward-funcs", "f"] if issubclass(VERBS[verb].recipe, OnPolicyRecipe) else []
     found = run(verb, *judged)
     text = to_yaml(found)
     again = load_text(text)

@@ -103,7 +103,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
 
 def trained(setting: Setting, verb: str, name: str, **keys: Any) -> Tensor:
-    """log-probs [21] after training with the verb's own path."""
+    """log-probs [21] after training with the verb's own path; ``...`` leaves a key out."""
     common: dict[str, Any] = {
         "model_name_or_path": str(setting.root / "reference"),
         "dataset_name": str(setting.root / "prompts.jsonl"),
@@ -128,7 +128,8 @@ def trained(setting: Setting, verb: str, name: str, **keys: Any) -> Tensor:
         "quiet": True,
         "output_dir": str(setting.root / name),
     }
-    run = getattr(trimtab, verb)(**{**common, **keys})
+    found = {key: value for key, value in {**common, **keys}.items() if value is not ...}
+    run = getattr(trimtab, verb)(**found)
     return logprobs(run.output_dir)
 
 

@@ -76,6 +76,15 @@ STAGES: dict[str, list[str]] = {
         f"grpo {_PAIRS} --reward-funcs ../rewards.py:vowels --num-iterations 2 "
         "--num-mini-batches 2 --max-completion-length 6 --num-generations 3"
     ),
+    "online_dpo": _words(
+        f"online_dpo {_PAIRS} --reward-funcs ../rewards.py:vowels --num-iterations 2 "
+        "--ref-model-sync-steps 4 --max-completion-length 6 --num-generations 3 --pairs all "
+        "--annotator bradley_terry"
+    ),
+    "raft": _words(
+        f"raft {_PAIRS} --reward-funcs ../rewards.py:vowels --num-iterations 2 --keep-top 2 "
+        "--max-completion-length 6 --num-generations 3"
+    ),
     "dpo_on_lora": _words(f"dpo --model ../adapter/run {_ROWS} --use-peft --lora-r 2"),
 }
 

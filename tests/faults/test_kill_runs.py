@@ -124,6 +124,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         ("reward", [("train", 0.7), ("finish", 0.3)]),
         ("ppo", [("train", 0.75), ("train", 0.6), ("finish", 0.4)]),
         ("grpo", [("save", 0.6), ("train", 0.5)]),
+        ("online_dpo", [("train", 0.75), ("save", 0.5)]),
+        ("raft", [("train", 0.7), ("evaluate", 0.2)]),
     ],
 )
 def test_killed_and_run_again_ends_with_the_same_bits(
@@ -196,6 +198,15 @@ def test_a_forgotten_kl_controller_is_found_out(world: World) -> None:
     kill = world.kill("ppo", "train", 6.5 / runs.STEPS)
     forgets = patched("trimtab.algorithms.ppo:PPO.load_state_dict", nothing)
     made, differing = world.trial("ppo", [kill], forgets)
+    assert made == 1
+    assert {MODEL, "metrics.jsonl"} <= set(differing)
+
+
+def test_a_forgotten_reference_is_found_out(world: World) -> None:
+    """The checkpoint of step 6 has the reference that the policy was at step 4."""
+    kill = world.kill("online_dpo", "train", 6.5 / runs.STEPS)
+    forgets = patched("trimtab.algorithms.online:OnlinePreference.load_tensors", nothing)
+    made, differing = world.trial("online_dpo", [kill], forgets)
     assert made == 1
     assert {MODEL, "metrics.jsonl"} <= set(differing)
 

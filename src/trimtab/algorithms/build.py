@@ -23,7 +23,7 @@ from trimtab.algorithms.stage import Mix, Stage
 from trimtab.algorithms.stream import TreeStream
 from trimtab.config.classify_recipe import ClassifyRecipe
 from trimtab.config.on_policy_recipe import OnPolicyRecipe
-from trimtab.config.recipes import PreferenceRecipe
+from trimtab.config.recipes import LossKeys
 from trimtab.config.resolved import Resolved
 from trimtab.config.reward_recipe import RewardRecipe
 from trimtab.data.store_cache import default_cache_dir
@@ -90,7 +90,7 @@ class _Builder:
         self.folder = folder
         self.spec: LossSpec | None = None
         self.loss: RecipeLoss | None = None
-        if isinstance(self.recipe, PreferenceRecipe):
+        if isinstance(self.recipe, LossKeys):
             self.loss = recipe_loss(self.recipe.loss)
             self.spec = self.loss.spec
         self.source = self._locate()
@@ -100,7 +100,7 @@ class _Builder:
         quiet()
         rows = RecipeRows(
             self.resolved,
-            self.spec,
+            None if isinstance(recipe, OnPolicyRecipe) else self.spec,
             source,
             self.progress,
             folder=self.folder,
@@ -206,10 +206,10 @@ class _Builder:
             from trimtab.algorithms.build_on_policy import OnPolicyBuilder, prompt_rows
 
             reference = RecipeReference(
-                self.recipe, None, self.source, self.tokenizer, self.progress, self.cache_dir
+                self.recipe, self.spec, self.source, self.tokenizer, self.progress, self.cache_dir
             )
             builder = OnPolicyBuilder(
-                self.recipe, self.rows, policy, reference, self.progress, self.folder
+                self.recipe, self.rows, policy, reference, self.progress, self.folder, self.loss
             )
             return builder.stage(stream, held, prompt_rows(self.train, held_out), mix, total)
         if isinstance(self.recipe, RewardRecipe):

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from trimtab.algorithms.build_online import online_stage, raft_stage
 from trimtab.algorithms.critic import Critic
 from trimtab.algorithms.group import GroupPolicyGradient, group_settings
 from trimtab.algorithms.judge import Judge, Score, by_function, by_reward_model, same_tokens
 from trimtab.algorithms.on_policy import Cast, OnPolicy, PromptRow, RolloutSettings
 from trimtab.algorithms.policy import Policy
 from trimtab.algorithms.ppo import PPO, PpoSettings
+from trimtab.algorithms.recipe_loss import RecipeLoss
 from trimtab.algorithms.recipe_reference import EVALUATION_BUDGET, RecipeReference
 from trimtab.algorithms.recipe_reward import reward_score
 from trimtab.algorithms.recipe_rows import ACCEPT, RecipeRows
@@ -24,7 +26,8 @@ from trimtab.algorithms.rows import Rows
 from trimtab.algorithms.stage import Mix
 from trimtab.algorithms.stream import TreeStream
 from trimtab.config.data_keys import DatasetSpec
-from trimtab.config.on_policy_recipe import OnPolicyRecipe, PpoRecipe
+from trimtab.config.on_policy_recipe import GroupRecipe, OnPolicyRecipe, PpoRecipe
+from trimtab.config.online_recipe import OnlineRecipe, RaftRecipe
 from trimtab.data.tokenise import TokeniseOptions
 from trimtab.data.trees import Branch, Origin, TokenTree
 from trimtab.errors import DataError, RecipeError
@@ -58,8 +61,10 @@ class OnPolicyBuilder:
         reference: RecipeReference,
         progress: Progress,
         folder: Path,
+        loss: RecipeLoss | None = None,
     ) -> None:
         self.recipe: Any = recipe
+        self.loss = loss
         self.rows = rows
         self.policy = policy
         self.reference = reference
@@ -102,6 +107,11 @@ class OnPolicyBuilder:
         }
         if isinstance(recipe, PpoRecipe):
             return self._ppo(recipe, stream, common)
+        if isinstance(recipe, OnlineRecipe):
+            assert self.loss is not None
+            return online_stage(recipe, self.loss, self.policy, stream, cast, common, self.note)
+        if isinstance(recipe, RaftRecipe):
+            return raft_stage(recipe, self.policy, stream, common, self.note)
         settings = group_settings(recipe)
         return GroupPolicyGradient(self.policy, stream, group=settings, **common)
 
@@ -114,15 +124,15 @@ class OnPolicyBuilder:
             passes=recipe.passes,
             mini_batches=recipe.num_mini_batches,
             missing_eos_penalty=recipe.missing_eos_penalty,
-            trainer_logprobs=recipe.old_logprobs == "trainer",
+            trainer_logprobs=getattr(recipe, "old_logprobs", "sampler") == "trainer",
             seed=recipe.seed,
             folder=self.folder,
         )
 
     def _needs_reference(self) -> bool:
-        """PPO always says how far it went; a group algorithm without a KL term need not know."""
+        """A group algorithm without a KL term need not know how far it went; the others say it."""
         recipe = self.recipe
-        return isinstance(recipe, PpoRecipe) or group_settings(recipe).kl_coef > 0
+        return not isinstance(recipe, GroupRecipe) or group_settings(recipe).kl_coef > 0
 
     # ------------------------------------------------------------------ rewards
 

@@ -138,6 +138,8 @@ def card(resolved: Resolved, built: Built, command: Sequence[str], results: dict
     if hasattr(recipe, "alpha"):
         hyperparameters["alpha"] = recipe.alpha
     if loss is not None:
+        if resolved.verb == "online_dpo":
+            hyperparameters["loss"] = loss.name
         hyperparameters.update({f"loss.{key}": value for key, value in loss.parameters.items()})
         if (file := getattr(loss, "file", None)) is not None:
             digest = built.identities["contents of loss.file"]
@@ -148,7 +150,7 @@ def card(resolved: Resolved, built: Built, command: Sequence[str], results: dict
     head = head_of(built.stage.policy.model)
     return Card(
         name=Path(recipe.output_dir).name,
-        verb=resolved.verb if loss is None else loss.name,
+        verb=_method(resolved.verb, loss),
         command=shlex.join(command),
         base_model=recipe.model_name_or_path,
         datasets=[spec.path for spec in recipe.train_specs()],
@@ -162,6 +164,11 @@ def card(resolved: Resolved, built: Built, command: Sequence[str], results: dict
         classes=() if head is None else tuple(str(label) for label in head.labels),
         end=_end(built.tokenizer),
     )
+
+
+def _method(verb: str, loss: Any) -> str:
+    """What the card says the model was trained with: the verb, or the loss of a preference verb."""
+    return verb if loss is None or verb == "online_dpo" else loss.name
 
 
 def _end(tokenizer: Any) -> str:

@@ -273,6 +273,8 @@ class OnPolicy(Stage):
         found: dict[str, Any] = {}
         kl = sequence_sums(experience.tokens["old"] - experience.tokens["reference"], experience)
         columns = {"reward": r["score"][valid], "kl": kl, "length": experience.lengths.double()}
+        if self.cast.reference is None:  # nobody to measure it from
+            del columns["kl"]
         columns |= {metric: v[~v.isnan()] for metric, v in reward_columns(r)}
         for name, values in columns.items():
             if len(values) == 0:

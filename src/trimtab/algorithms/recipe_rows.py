@@ -35,6 +35,8 @@ ACCEPT: dict[str, set[Kind]] = {
     "ppo": {"prompt"},
     "grpo": {"prompt"},
     "rloo": {"prompt"},
+    "online_dpo": {"prompt"},
+    "raft": {"prompt"},
     "reward": {"preference", "ranked"},
     "reference": {"chat", "completion"},
     "pair": {"preference", "ranked"},

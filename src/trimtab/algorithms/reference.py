@@ -13,6 +13,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -169,7 +170,8 @@ class LiveReference:
 
 
 def frozen_copy(policy: Policy) -> LiveReference:
-    """A copy of a fully trained policy as it is now, without gradients."""
-    model = copy.deepcopy(policy.model).requires_grad_(False)
+    """A copy of a policy as it is now, without gradients; weights that are frozen are shared."""
+    shared = {id(p): p for p in policy.model.parameters() if not p.requires_grad}
+    model = copy.deepcopy(policy.model, dict[int, Any](shared)).requires_grad_(False)
     copied = dataclasses.replace(policy, model=model)
     return LiveReference(copied, contextlib.nullcontext)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.algorithms.build import Built
-from trimtab.config.recipes import PreferenceRecipe
+from trimtab.config.recipes import LossKeys
 from trimtab.config.resolved import Resolved
 from trimtab.data.chat_tokens import fingerprint_tokenizer
 from trimtab.errors import CheckpointError, DataError, RecipeError
@@ -22,11 +22,13 @@ from trimtab.models.score_head import head_of
 from trimtab.training.checkpoint import Checkpoint, open_checkpoint
 from trimtab.training.loop import Loop
 
+REFERENCE = "reference"  # weights of a reference that changes: ``Stage.tensors``
+
 
 def memory(resolved: Resolved, built: Built) -> dict[str, Any]:
     """What a checkpoint remembers of its run, beside the loop's own state; plain JSON."""
     recipe = resolved.recipe
-    loss = recipe.loss.name if isinstance(recipe, PreferenceRecipe) else resolved.verb
+    loss = recipe.loss.name if isinstance(recipe, LossKeys) else resolved.verb
     inputs = {f"{rows.role} rows": rows.loaded.fingerprint for rows in built.rows}
     for rows in built.rows:
         trees = [store.fingerprint() for store in rows.stores]
@@ -88,6 +90,8 @@ def restore(
     if not same_run:  # another recipe may mean something else by the best, and where to stop
         state = {**state, "run": {**state["run"], "begun": False, "stopped": None}, "best": {}}
     loop.restore(state, tensors)
+    if f"{REFERENCE}.safetensors" in checkpoint.manifest.entries and state is checkpoint.state:
+        built.stage.load_tensors(checkpoint.tensors(REFERENCE))
 
 
 def take_best(loop: Loop, folder: Path, note: Callable[[str], None]) -> None:

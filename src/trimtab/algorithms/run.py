@@ -28,7 +28,7 @@ from trimtab.algorithms.build import Built, build
 from trimtab.algorithms.diagnosis import Diagnoses
 from trimtab.algorithms.ensemble import train_ensemble
 from trimtab.algorithms.finish import finish
-from trimtab.algorithms.resume import memory, restore, take_best
+from trimtab.algorithms.resume import REFERENCE, memory, restore, take_best
 from trimtab.algorithms.selfcheck import as_record, self_check
 from trimtab.config.on_policy_recipe import OnPolicyRecipe
 from trimtab.config.resolved import Resolved, difference, to_yaml
@@ -292,6 +292,8 @@ class _Hooks:
         assert self.loop is not None
         self.metrics.sync()
         state, tensors = self.loop.checkpoint()
+        if own := self.built.stage.tensors():
+            tensors[REFERENCE] = own
         state["metrics_lines"] = self.metrics.lines
         state.update(self.remembered)
         self.store.best = self.loop.best.step

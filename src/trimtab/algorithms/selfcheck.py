@@ -31,6 +31,7 @@ from trimtab.models.forward import target_hidden
 from trimtab.models.head import check_head
 from trimtab.models.logprobs import token_stats
 from trimtab.models.score_head import head_of
+from trimtab.training.algorithm import Micro
 
 # Nats per token: the largest difference in fp32, the root mean square in half precision, where
 # single tokens of low probability differ by the rounding of their logits (8 bits in bf16).
@@ -64,9 +65,13 @@ def self_check(
 
 def _language_model_checks(stage: Stage, longest: TokenTree) -> list[Check]:
     checks = _token_checks(stage)
-    if isinstance(stage, PreferenceOptimisation):
+    # Online preference learning has such a stage inside.
+    preference = getattr(stage, "preference", stage)
+    if isinstance(preference, PreferenceOptimisation):
+        micro = next(m for m in stage.micros(0) if m.stream == "main")
         with frozen(stage.policy.model):
-            checks += _reference(stage, TOLERANCE[next(stage.model.parameters()).dtype])
+            tolerance = TOLERANCE[next(stage.model.parameters()).dtype]
+            checks += _reference(preference, micro, tolerance)
     return [*checks, _gradients(stage), _longest(stage, longest)]
 
 
@@ -130,9 +135,8 @@ def _gap(difference: Tensor, dtype: torch.dtype) -> float:
     return (difference.square().mean().sqrt() if half else difference.abs().max()).item()
 
 
-def _reference(stage: PreferenceOptimisation, tolerance: float) -> Iterator[Check]:
+def _reference(stage: PreferenceOptimisation, micro: Micro, tolerance: float) -> Iterator[Check]:
     """Log-ratio 0 and the loss at the reference: the line that catches a wrong reference."""
-    micro = next(m for m in stage.micros(0) if m.stream == "main")
     if micro.reference is None or stage.spec.kind == "ranking":
         return
     stats = stage.stats(micro)

@@ -143,6 +143,14 @@ class Stage:
         """Stages without running state have none."""
         return {}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights that a checkpoint has to keep beside the trained ones; stages have none."""
+        return {}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``tensors`` gave."""
+        raise AssertionError("tensors for a stage that has none")
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what ``state_dict`` gave."""
         assert not state, "state for a stage that has none"

@@ -276,7 +276,13 @@ def sample(
     model_name_or_path: Annotated[str, Parameter(name=["--model-name-or-path", "--model"])],
     dataset_name: Annotated[str, Parameter(name=["--dataset-name", "--dataset"])],
     output: str,
-    num_generations: int = 4,
+    num_generations: int | None = None,
+    best_of: int | None = None,
+    reward_model: str | None = None,
+    reward_funcs: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)] = (),
+    reward_weights: Annotated[
+        tuple[float, ...], Parameter(negative="", consume_multiple=True)
+    ] = (),
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -301,9 +307,18 @@ def sample(
         before its last assistant turn is the prompt.
     output
         File (.jsonl) of rows with prompt, responses, ended (or cut off), and the row's other
-        columns.
+        columns. With best_of, of rows with prompt, completion, score and ended.
     num_generations
-        Responses to a prompt.
+        Responses to a prompt (4).
+    best_of
+        Answer every prompt so many times and write the answer with the highest score; needs a
+        reward.
+    reward_model
+        With best_of: reward model or ensemble of them: folder or hub id.
+    reward_funcs
+        With best_of: reward functions, as in score.
+    reward_weights
+        With best_of: factor of each reward, the model's first; otherwise 1 each.
     temperature
         Divides the logits; 0 is greedy.
     top_k
@@ -330,13 +345,15 @@ def sample(
         Replace the output, and what an unfinished run with other settings left of it.
     """
     from trimtab.config.resolve import read_columns
+    from trimtab.evaluation.best_of_file import BestOfReward, best_of_file, count_of
     from trimtab.rollout.sample_file import SampleOptions, sample_file
 
+    reward = BestOfReward(reward_model, reward_funcs, reward_weights or None)
     options = SampleOptions(
         model_name_or_path=model_name_or_path,
         dataset_name=dataset_name,
         output=output,
-        num_generations=num_generations,
+        num_generations=count_of(num_generations, best_of, reward),
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -350,7 +367,7 @@ def sample(
         precision=precision,
         restart=restart,
     )
-    return sample_file(options)
+    return sample_file(options) if best_of is None else best_of_file(options, reward)
 
 
 def score(
@@ -374,6 +391,9 @@ def score(
     on_bad: Literal["stop", "drop"] = "stop",
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     drop_tied: Literal["none", "all", "any"] = "none",
+    keep: Literal["all", "best", "pair"] = "all",
+    keep_top: int | None = None,
+    min_score: float | None = None,
     restart: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Score the responses of a file with a reward model, reward functions, or both.
@@ -413,6 +433,13 @@ def score(
         Replace scores that the rows have already.
     drop_tied
         Leave out rows of responses: all: those that rank nothing, any: those with any tie.
+    keep
+        What is written of a row of responses: all with their scores; best: the best as completion,
+        for sft; pair: the best and the worst as chosen and rejected, for dpo.
+    keep_top
+        With keep best: so many of the best, a row each (1).
+    min_score
+        With keep: only responses with at least this score (of a pair, the chosen one).
     restart
         Score anew: replace the output, and what an unfinished run left of it.
     """
@@ -436,6 +463,9 @@ def score(
         on_bad=on_bad,
         overwrite=overwrite,
         drop_tied=drop_tied,
+        keep=keep,
+        keep_top=keep_top,
+        min_score=min_score,
         restart=restart,
     )
     return score_file(options)

@@ -56,6 +56,18 @@ TRAINING: Mapping[str, VerbText] = MappingProxyType(
             "trimtab rloo --model-name-or-path runs/sft --reward-model runs/reward --dataset-name "
             "prompts.jsonl",
         ),
+        "online_dpo": VerbText(
+            "Align a model on preferences among its own fresh samples, by DPO or any --loss.",
+            "minimise E_(y, y' ~ pi) of the loss, y_w the one with the higher score r(x,y)",
+            "trimtab online_dpo --model-name-or-path runs/sft --reward-model runs/reward "
+            "--dataset-name prompts.jsonl",
+        ),
+        "raft": VerbText(
+            "Fine-tune a model on the best of its own samples (RAFT, rejection sampling).",
+            "maximise E[log pi(y_best)], y_best the best of num_generations by score",
+            "trimtab raft --model-name-or-path runs/sft --reward-funcs my_rewards.py:reward "
+            "--dataset-name prompts.jsonl",
+        ),
         "dpo": VerbText(
             "Align a model on preferences: DPO, or any loss of the family with --loss.",
             "minimise -log sigmoid(beta log(pi/pi_ref)(y_w) - beta log(pi/pi_ref)(y_l))",

@@ -13,9 +13,9 @@ from rich.text import Text
 from trimtab.cli.texts import TRAINING
 from trimtab.config.hints import CONTROLS
 from trimtab.config.loss_schema import LossSchema, loss_schemas
-from trimtab.config.recipes import PreferenceRecipe
+from trimtab.config.recipes import LossKeys
 from trimtab.config.schema import Key, recipe_keys
-from trimtab.config.verbs import LOSS_DEFAULTS, VERBS, Verb
+from trimtab.config.verbs import LOSS_DEFAULTS, VERBS, Verb, loss_defaults
 
 
 def print_verb_help(name: str, console: Console | None = None) -> None:
@@ -47,9 +47,9 @@ def print_verb_help(name: str, console: Console | None = None) -> None:
     for title, table in tables.items():
         out.print(f"[bold]{title}[/]")
         _print(table, out)
-        if title == PreferenceRecipe.TITLE and verb.loss is None:
+        if title == LossKeys.TITLE and verb.loss is None:
             out.print("[bold]Losses[/]")
-            _print(_losses(), out)
+            _print(_losses(verb), out)
     out.print("[bold]This command[/]")
     _print(_controls(), out)
 
@@ -124,14 +124,14 @@ def _add_parameter(table: Table, key: Key, verb: Verb) -> None:
         table.add_row(f"  [cyan]--{_dashed(name)}[/]", f"{meaning} [dim]{last}[/]")
 
 
-def _losses() -> Table:
+def _losses(verb: Verb) -> Table:
     table = _table()
     for schema in loss_schemas().values():
         parameters = ", ".join(
             f"--{_dashed(name)} {_shown(p.default)}" for name, p in schema.parameters.items()
         )
         meaning = f"{escape(_plain(schema))} [cyan]{escape(parameters)}[/]"
-        others = LOSS_DEFAULTS.get(schema.name)
+        others = loss_defaults(verb, schema.name)
         if others:
             changed = ", ".join(f"{key} {_shown(value)}" for key, value in others.items())
             meaning += f" [dim]{escape(f'[its defaults: {changed}]')}[/]"

@@ -95,11 +95,6 @@ class RolloutKeys(Keys):
     missing_eos_penalty: Number | None = Field(
         default=None, description="Taken off the score of a response that was cut off."
     )
-    old_logprobs: Literal["sampler", "trainer"] = Field(
-        default="sampler",
-        description="Log-probs of the policy that sampled: as the sampler recorded them (the gap "
-        "to the trainer's is logged), or computed again by the trainer.",
-    )
     ref_model_name_or_path: Location | None = Field(
         default=None,
         description="Reference of the KL; null: the policy as it is at the start of the stage.",
@@ -143,7 +138,19 @@ class OnPolicyRecipe(TrainRecipe, RolloutKeys):
         return self
 
 
-class PpoRecipe(OnPolicyRecipe):
+class PolicyGradientRecipe(OnPolicyRecipe):
+    """Keys of the algorithms with importance ratios."""
+
+    TITLE: ClassVar[str] = "Policy gradient"
+
+    old_logprobs: Literal["sampler", "trainer"] = Field(
+        default="sampler",
+        description="Log-probs of the policy that sampled: as the sampler recorded them (the gap "
+        "to the trainer's is logged), or computed again by the trainer.",
+    )
+
+
+class PpoRecipe(PolicyGradientRecipe):
     """PPO with a critic: E[r - beta log(pi/pi_SFT)] + gamma E_pretrain[log pi]."""
 
     TITLE: ClassVar[str] = "PPO"
@@ -237,7 +244,7 @@ class PpoRecipe(OnPolicyRecipe):
         return self.num_ppo_epochs
 
 
-class GroupRecipe(OnPolicyRecipe):
+class GroupRecipe(PolicyGradientRecipe):
     """Critic-free policy gradients: a response is compared with the others of its group."""
 
     TITLE: ClassVar[str] = "Groups"

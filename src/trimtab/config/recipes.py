@@ -30,6 +30,7 @@ from trimtab.config.values import Location, Number, Whole, as_mapping, conflict
 __all__ = [
     "DatasetSpec",
     "LossChoice",
+    "LossKeys",
     "MixSpec",
     "NewModelSpec",
     "NewTokenizerSpec",
@@ -311,8 +312,8 @@ def _parameters(schema: LossSchema, given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-class PreferenceRecipe(TrainRecipe, LengthKeys):
-    """Preference optimisation, with a reference model or without, by any of the losses."""
+class LossKeys(Keys):
+    """Which preference loss, and the likelihood term beside it."""
 
     TITLE: ClassVar[str] = "Preference loss"
 
@@ -321,6 +322,19 @@ class PreferenceRecipe(TrainRecipe, LengthKeys):
         description="The loss: a name, or {name, hyper-parameters}. --loss.beta and --beta are "
         "the same.",
     )
+    nll_weight: Number = Field(
+        default=0.0,
+        ge=0,
+        description="Adds weight x (negative log-likelihood of the chosen response, per token) "
+        "(ORPO's first term; rpo_alpha).",
+    )
+
+
+class PreferenceRecipe(LossKeys, TrainRecipe, LengthKeys):
+    """Preference optimisation, with a reference model or without, by any of the losses."""
+
+    TITLE: ClassVar[str] = LossKeys.TITLE
+
     ref_model_name_or_path: Location | None = Field(
         default=None,
         description="Reference model; null: the policy as it is at the start of the stage.",
@@ -329,12 +343,6 @@ class PreferenceRecipe(TrainRecipe, LengthKeys):
         default=True,
         description="Compute the reference's log-probs once, before training, and cache them on "
         "disk.",
-    )
-    nll_weight: Number = Field(
-        default=0.0,
-        ge=0,
-        description="Adds weight x (negative log-likelihood of the chosen response, per token) "
-        "(ORPO's first term; rpo_alpha).",
     )
     nll_span: Literal["completion", "prompt_and_completion"] = Field(
         default="completion", description="Tokens that the nll_weight term is over."

@@ -21,12 +21,12 @@ from trimtab.config.inert import refuse_inert
 from trimtab.config.loss_choice import choose_loss
 from trimtab.config.merge import COMMAND_LINE, Flat, Given, flatten, lay_over, nest, read_text
 from trimtab.config.messages import one_line
-from trimtab.config.recipes import PreferenceRecipe, PretrainRecipe, TrainRecipe
+from trimtab.config.recipes import LossKeys, PretrainRecipe, TrainRecipe
 from trimtab.config.resolved import RESOLVED_NAME, Control, Resolved, difference, to_yaml
 from trimtab.config.schema import loss_keys, recipe_keys
 from trimtab.config.suggest import did_you_mean
 from trimtab.config.values import Columns, as_mapping
-from trimtab.config.verbs import LOSS_DEFAULTS, VERBS, Verb
+from trimtab.config.verbs import VERBS, Verb, loss_defaults
 from trimtab.config.yaml_text import read_file
 from trimtab.errors import RecipeError
 
@@ -152,11 +152,11 @@ def _resolved(verb: Verb, sources: Sequence[Flat], control: Control) -> Resolved
     keys = recipe_keys(verb.recipe)
     given = lay_over([source.values for source in sources], keys)
     defaults: dict[str, Given] = {}
-    if issubclass(verb.recipe, PreferenceRecipe):
+    if issubclass(verb.recipe, LossKeys):
         loss = choose_loss(verb, [source.values for source in sources], given)
         defaults = {
             key: Given(value, f"{DEFAULT} of {loss}", {})
-            for key, value in LOSS_DEFAULTS.get(loss, {}).items()
+            for key, value in loss_defaults(verb, loss).items()
         }
         if "loss.file" not in given:
             defaults["loss.name"] = Given(loss, f"{DEFAULT} of {verb.name}", {})
@@ -206,7 +206,7 @@ def _provenance(recipe: TrainRecipe, merged: Mapping[str, Given]) -> dict[str, s
             continue
         inside = [entry.where for p, entry in merged.items() if p.startswith(f"{path}.")]
         found[path] = merged[path].where if path in merged else (inside or [DEFAULT])[-1]
-    if isinstance(recipe, PreferenceRecipe):  # a user's own loss has keys that no table knows
+    if isinstance(recipe, LossKeys):  # a user's own loss has keys that no table knows
         for path in (f"loss.{name}" for name in recipe.loss.parameters):
             found.setdefault(path, merged[path].where if path in merged else DEFAULT)
     return found
@@ -240,7 +240,8 @@ def derived_output_dir(verb: str, recipe: TrainRecipe) -> str:
     if len(specs) > 1:
         data += f"-and-{len(specs) - 1}-more"
     loss = ""
-    if isinstance(recipe, PreferenceRecipe) and recipe.loss.name != verb:
+    usual = verb.removeprefix("online_")  # the loss that the verb's name says
+    if isinstance(recipe, LossKeys) and recipe.loss.name != usual:
         loss = f"-{recipe.loss.name}"
     return f"runs/{verb}{loss}-{_stem(model)}-{data}"
 

@@ -15,7 +15,7 @@ from trimtab.config.data_keys import DataKeys, LengthKeys
 from trimtab.config.keys import AdapterKeys, MixKeys, ModelKeys, OptimiserKeys, RunKeys
 from trimtab.config.loss_schema import LossParameter, loss_schemas
 from trimtab.config.on_policy_recipe import RolloutKeys
-from trimtab.config.recipes import LossChoice, PreferenceRecipe, TrainRecipe
+from trimtab.config.recipes import LossChoice, LossKeys, TrainRecipe
 from trimtab.config.values import Label
 
 Shape = Literal["scalar", "flag", "list", "map", "group"]
@@ -53,7 +53,7 @@ def recipe_keys(recipe: type[TrainRecipe]) -> Mapping[str, Key]:
 
 def loss_keys(recipe: type[TrainRecipe]) -> Mapping[str, str]:
     """Hyper-parameters that may stand at the top level: ``beta`` -> ``loss.beta``."""
-    if not issubclass(recipe, PreferenceRecipe):
+    if not issubclass(recipe, LossKeys):
         return {}
     names = {name for schema in loss_schemas().values() for name in schema.parameters}
     return {name: f"loss.{name}" for name in names if name not in recipe.model_fields}
@@ -62,7 +62,7 @@ def loss_keys(recipe: type[TrainRecipe]) -> Mapping[str, str]:
 def _groups(recipe: type[TrainRecipe]) -> list[tuple[str, type[BaseModel]]]:
     lines = [c for c in recipe.__mro__ if issubclass(c, TrainRecipe) and "TITLE" in vars(c)]
     own = [(recipe.TITLE, line) for line in lines]
-    more = [group for group in (LengthKeys, RolloutKeys) if issubclass(recipe, group)]
+    more = [group for group in (LengthKeys, RolloutKeys, LossKeys) if issubclass(recipe, group)]
     before = [ModelKeys, DataKeys, *more]
     after = [OptimiserKeys, AdapterKeys, MixKeys, RunKeys]
     return [

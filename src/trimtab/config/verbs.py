@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from trimtab.config.classify_recipe import ClassifyRecipe
 from trimtab.config.on_policy_recipe import GroupRecipe, PpoRecipe, RlooRecipe
+from trimtab.config.online_recipe import OnlineRecipe, RaftRecipe
 from trimtab.config.recipes import PreferenceRecipe, PretrainRecipe, SftRecipe, TrainRecipe
 from trimtab.config.reward_recipe import RewardRecipe
 
@@ -31,6 +32,8 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             Verb("ppo", PpoRecipe),
             Verb("grpo", GroupRecipe),
             Verb("rloo", RlooRecipe),
+            Verb("online_dpo", OnlineRecipe),
+            Verb("raft", RaftRecipe),
             Verb("dpo", PreferenceRecipe),
             Verb("simpo", PreferenceRecipe, loss="simpo"),
             Verb("orpo", PreferenceRecipe, loss="orpo"),
@@ -59,3 +62,14 @@ LOSS_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "kto": {"max_grad_norm": 1.0},
     }
 )
+
+
+def loss_defaults(verb: Verb, loss: str) -> Mapping[str, Any]:
+    """What comes with a loss in a verb: on samples of the policy's own only the loss's other term.
+
+    Batches, epochs and rates of the papers are those of rows that somebody has written.
+    """
+    found = LOSS_DEFAULTS.get(loss, {})
+    if not issubclass(verb.recipe, OnlineRecipe):
+        return found
+    return {key: value for key, value in found.items() if key == "nll_weight"}

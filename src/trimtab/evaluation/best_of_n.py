@@ -36,6 +36,16 @@ def expected_best(by: Sequence[float], values: Sequence[float], n: int) -> float
     return expected / total
 
 
+def kl_bound(n: int) -> float:
+    """log n - (n - 1) / n nats: the most by which the best of n departs from what was sampled.
+
+    KL(best of n || one sample) for a score without ties in a continuum of responses, where every
+    place of the ranking is equally likely; less where responses have probability of their own
+    (arXiv:2401.01879).
+    """
+    return math.log(n) - (n - 1) / n
+
+
 def best_of_n(rows: Sequence[ScoredRow], seed: int = 0) -> dict[str, Any] | None:
     """Gold reward chosen by the model, chosen by the gold reward itself, and on average.
 

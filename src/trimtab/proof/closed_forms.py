@@ -33,6 +33,19 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
+def best_of_n_policy(problem: Problem, n: int) -> Tensor:
+    """log-probs [X, Y] of the best by reward of n responses drawn independently from pi_ref.
+
+    P(y) = F(y)^n - F_<(y)^n with F the probability of a reward at most y's, F_< of a lower one;
+    responses of equal reward share it by their probability (the first that was drawn wins).
+    """
+    p = problem.reference.exp()
+    lower = (problem.rewards[:, None, :] < problem.rewards[:, :, None]).to(p)
+    equal = (problem.rewards[:, None, :] == problem.rewards[:, :, None]).to(p)
+    below, level = (lower * p[:, None, :]).sum(-1), (equal * p[:, None, :]).sum(-1)
+    return torch.log(((below + level) ** n - below**n) * p / level)
+
+
 def win_probability(problem: Problem) -> Tensor:
     """[X, Y, Y] Bradley-Terry: how likely response i is preferred to response j."""
     return torch.sigmoid(problem.rewards[:, :, None] - problem.rewards[:, None, :])

@@ -22,6 +22,7 @@ from trimtab.errors import DataError, RecipeError, RunError, UsageError
 from trimtab.rewards import score_summary
 from trimtab.rewards.combine import checked_weights, names_of, weighted_sum
 from trimtab.rewards.functions import OnBad, RewardFunction, check_columns, resolve
+from trimtab.rewards.keep import NEXT, Keep, Keeping
 from trimtab.rewards.score_journal import CHUNK, Entry, Journal, journal_of
 from trimtab.rewards.score_rows import (
     ReadRows,
@@ -47,6 +48,8 @@ class ScoreOptions:
     one forward pass, 8192) are the reward model's; ``time_limit`` (seconds for a call of at most
     64 rows) and ``isolate`` are the functions'. ``drop_tied`` leaves out rows of responses: "all"
     those in which no response is ranked above another, "any" those with two that are tied.
+    ``keep`` writes the ``keep_top`` (1) best of a row's responses, or the best against the worst,
+    of at least ``min_score`` (``rewards/keep.py``); ``keep_cut`` takes those cut off, too.
     """
 
     file: str
@@ -65,7 +68,16 @@ class ScoreOptions:
     on_bad: OnBad = "stop"
     overwrite: bool = False
     drop_tied: DropTied = "none"
+    keep: Keep = "all"
+    keep_top: int | None = None
+    min_score: float | None = None
+    keep_cut: bool = False
     restart: bool = False
+
+    @property
+    def keeping(self) -> Keeping:
+        """What is written of a row of responses."""
+        return Keeping(self.keep, self.keep_top or 1, self.min_score, self.keep_cut)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +149,19 @@ def check(options: ScoreOptions) -> Path:
     if not options.reward_funcs and (options.isolate or options.time_limit is not None):
         name = "isolate" if options.isolate else "time_limit"
         raise RecipeError(f"{name}: is about reward functions, and there are none; leave it out")
-    for name in ("max_rows", "max_length", "token_budget"):
+    for name in ("max_rows", "max_length", "token_budget", "keep_top"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise RecipeError(f"{name}={value}: must be at least 1")
+    if options.keep_top is not None and options.keep != "best":
+        raise RecipeError(f"keep_top={options.keep_top}: has no effect without keep=best")
+    if options.min_score is not None and options.keep == "all":
+        raise RecipeError(f"min_score={options.min_score:g}: has no effect without keep=best")
+    if options.drop_tied != "none" and options.keep != "all":
+        raise RecipeError(
+            f"drop_tied={options.drop_tied}: with keep={options.keep} nothing tied is written; "
+            "leave it out"
+        )
     if options.time_limit is not None and not 0 < options.time_limit < float("inf"):
         raise RecipeError(f"time_limit={options.time_limit}: must be a number of seconds above 0")
     output = Path(options.output).expanduser()
@@ -179,9 +200,20 @@ def _read(
         path=options.file, columns=dict(options.columns), split=options.dataset_split
     )
     locate(source)  # the cheapest thing that may be wrong
-    read = read_rows(source, quarantine, max_rows=options.max_rows, overwrite=options.overwrite)
+    read = read_rows(
+        source,
+        quarantine,
+        max_rows=options.max_rows,
+        overwrite=options.overwrite,
+        drop_blank=options.keep != "all",
+    )
     for notice in read.notices:
         progress.note(notice)
+    if options.keep != "all" and read.shape != "responses":
+        raise RecipeError(
+            f"keep={options.keep}: {options.file} has no rows of responses to choose from "
+            f"(columns prompt + responses); it has {read.shape} rows"
+        )
     columns = {name for row in read.rows for name in row.columns}
     for function in functions:
         check_columns(function, columns, ids=False)
@@ -241,6 +273,7 @@ def _finish(
     """Weigh the scores, leave out the rows without one, and sum up."""
     left = SourceReport(options.file)
     written: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []  # what --keep writes in place of the rows
     told: list[score_summary.Row] = []
     parts: dict[str, list[float | None]] = {scorer.name: [] for scorer in scorers}
     for row, entry in zip(read.rows, entries, strict=True):
@@ -256,6 +289,11 @@ def _finish(
             problem = BadRow("", reason, detail)
         elif read.shape == "responses" and score_summary.tied(one, options.drop_tied):
             problem = BadRow("", _TIED[options.drop_tied])
+        elif options.keep != "all":
+            try:
+                kept += options.keeping.rows(row.row, row.texts, known)
+            except BadRow as nothing:
+                problem = nothing
         if problem is not None:
             quarantine.add(left, row.origin.source, row.origin.row, problem, row.row)
             continue
@@ -265,16 +303,37 @@ def _finish(
         written.append(row.row | added(read.shape, known, one.std))
     if not written:
         raise DataError(
-            f"{options.file}: no row has a score ({reasons(left.bad)}); see "
+            f"{options.file}: no row {'is left' if options.keep != 'all' else 'has a score'} "
+            f"({reasons(left.bad)}); see "
             f"{quarantine_of(Path(options.output))}"
         )
     cut = sum(one.cut for entry in entries for one in entry)
     lines = _account(options, read, left, len(written), sum(len(r.texts) for r in told), scorers)
-    lines += score_summary.lines(told, read.shape, parts)
+    told_of = score_summary.lines(told, read.shape, parts)
+    if options.keep != "all":  # what they say of ties is about rankings
+        told_of = [line for line in told_of if not line.startswith(" " * 12)]
+    lines += told_of
     if cut:
         limit = next(s.max_length for s in scorers if isinstance(s, ModelScorer))
         lines.append(f"cut         {cut} texts reach {limit} tokens with their prompt (max_length)")
+    if options.keep != "all":
+        lines.append(_kept_line(options, kept, told))
+        written = kept
     return Outcome(written, [*lines, f"written     {options.output}", *_next(options, read)])
+
+
+def _kept_line(
+    options: ScoreOptions, kept: Sequence[dict[str, Any]], told: Sequence[score_summary.Row]
+) -> str:
+    """Rows that are written for rows of responses, and what choosing gained."""
+    name = "score" if options.keep == "best" else "chosen_score"
+    chosen = sum(row[name] for row in kept) / len(kept)
+    means = [sum(row.scores) / len(row.scores) for row in told]
+    what = "completions" if options.keep == "best" else "pairs"
+    return (
+        f"kept        {len(kept)} {what} of {len(told)} rows; score {chosen:.4g} on average, "
+        f"against {sum(means) / len(means):.4g} of all responses"
+    )
 
 
 def _account(
@@ -302,6 +361,11 @@ def _account(
 def _next(options: ScoreOptions, read: ReadRows) -> list[str]:
     if read.shape != "responses":
         return []
+    if options.keep != "all":
+        return [
+            f"next        trimtab {NEXT[options.keep]} --model-name-or-path MODEL --dataset-name "
+            f"{options.output}"
+        ]
     return [
         f"next        trimtab reward --model-name-or-path MODEL --dataset-name {options.output}"
     ]

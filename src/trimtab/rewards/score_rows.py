@@ -36,6 +36,7 @@ from trimtab.data.rows import (
 from trimtab.data.tokenise_trees import ranks_of
 from trimtab.data.trees import Origin
 from trimtab.errors import DataError
+from trimtab.rewards.builtin import text_of
 
 Shape = Literal["responses", "completion", "preference"]
 
@@ -82,9 +83,16 @@ class ReadRows:
 
 
 def read_rows(
-    spec: DatasetSpec, quarantine: Quarantine, *, max_rows: int | None, overwrite: bool
+    spec: DatasetSpec,
+    quarantine: Quarantine,
+    *,
+    max_rows: int | None,
+    overwrite: bool,
+    drop_blank: bool = False,
 ) -> ReadRows:
     """Read and check all rows; bad ones go to ``quarantine``.
+
+    A row with a blank response is bad; with ``drop_blank`` it loses the response, unless all are.
 
     Raises DataError: nothing to read, no shape that can be scored, more bad rows than allowed, rows
     that have scores already (unless ``overwrite``).
@@ -106,6 +114,8 @@ def read_rows(
         try:
             if record.problem is not None or record.row is None:
                 raise record.problem or BadRow("", "not a row")
+            if drop_blank:
+                record = _without_blank(record, spec.columns or {})
             written = _ours(record, spec.columns or {})
             _refuse_scored(written, shape, part.name, record.line, overwrite)
             origin = Origin(part.name, record.line)
@@ -207,6 +217,22 @@ def _refuse_scored(
 
 
 # ---------------------------------------------------------------------- rows
+
+
+def _without_blank(record: Record, columns: Mapping[str, str]) -> Record:
+    """A row without those of its responses that say nothing, and their entries of ``ended``."""
+    assert record.row is not None
+    names = [columns.get(name, name) for name in ("responses", "ended")]
+    given, ended = (record.row.get(name) for name in names)
+    if not isinstance(given, list):  # a cell of a CSV file, or what is refused later
+        return record
+    said = [not isinstance(one, (str, list)) or bool(text_of(one).strip()) for one in given]
+    if all(said) or not any(said):
+        return record
+    kept = {names[0]: [one for one, keep in zip(given, said, strict=True) if keep]}
+    if isinstance(ended, list) and len(ended) == len(given):
+        kept[names[1]] = [one for one, keep in zip(ended, said, strict=True) if keep]
+    return record._replace(row=record.row | kept)
 
 
 def _score_row(example: Example, row: dict[str, Any], shape: Shape) -> ScoreRow:

@@ -33,6 +33,8 @@ METHODS: dict[str, Method] = {
     "ppo": Method("proximal policy optimisation (PPO)", "1707.06347"),
     "grpo": Method("group-relative policy optimisation (GRPO)", "2402.03300"),
     "rloo": Method("REINFORCE with a leave-one-out baseline (RLOO)", "2402.14740"),
+    "online_dpo": Method("online preference optimisation (online DPO)", "2402.04792"),
+    "raft": Method("reward-ranked fine-tuning (RAFT)", "2304.06767"),
     "dpo": Method("direct preference optimisation (DPO)", "2305.18290"),
     "simpo": Method("simple preference optimisation (SimPO)", "2405.14734"),
     "orpo": Method("odds-ratio preference optimisation (ORPO)", "2403.07691"),
