@@ -23,6 +23,7 @@ from trimtab.config.values import Number, Whole, conflict
 LOSSES = Path(__file__).resolve().parent.parent / "losses"
 
 LossKind = Literal["pair", "unpaired", "ranking"]
+_OF_REFERENCE = {"reference", "sequence_kl", "reference_tokens", "mismatched_reference"}
 _KINDS: dict[str, LossKind] = {
     "Pair": "pair",
     "SequenceLogprobs": "unpaired",
@@ -50,7 +51,7 @@ class LossSchema(NamedTuple):
     @property
     def needs_reference(self) -> bool:
         """Whether it compares with a reference model."""
-        return bool(self.needs & {"reference", "sequence_kl", "mismatched_reference"})
+        return bool(self.needs & _OF_REFERENCE)
 
     def refusal(self, key: str) -> str:
         """Why ``key`` is no hyper-parameter, and which one it may have been meant to be."""

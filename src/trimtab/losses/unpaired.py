@@ -44,6 +44,17 @@ def kto_loss(
     return UnpairedTerms(losses, (beta * log_ratios).detach())
 
 
+def apo_zero_unpaired_loss(
+    policy: SequenceLogprobs, reference: SequenceLogprobs, labels: Tensor, *, beta: float = 0.1
+) -> UnpairedTerms:
+    """APO-zero of single responses: 1 - sigmoid(beta a) if desirable, sigmoid(beta a) if not.
+
+    D'Oosterlinck et al. 2024, arXiv:2408.06266, for labelled responses: KTO with z0 = 0, from sums.
+    ``labels`` [N] bool, True = desirable. The divisor is sequences. Rewards are beta * a.
+    """
+    return kto_loss(policy, reference, labels, policy.sum.new_zeros(()), beta=beta)
+
+
 class KTO:
     """KTO with its z0: call ``prepare`` once per optimizer step, then the loss on micro-batches.
 
