@@ -95,6 +95,8 @@ def card(resolved: Resolved, built: Built, command: Sequence[str], results: dict
         hyperparameters["alpha"] = recipe.alpha
     if loss is not None:
         hyperparameters.update({f"loss.{key}": value for key, value in loss.parameters.items()})
+        if loss.weights is not None:
+            hyperparameters["loss"] = loss.name
         if (file := getattr(loss, "file", None)) is not None:
             digest = built.identities["contents of loss.file"]
             hyperparameters["loss.file"] = f"{Path(file).name} (SHA-256 {digest[:16]})"
@@ -104,7 +106,7 @@ def card(resolved: Resolved, built: Built, command: Sequence[str], results: dict
     head = head_of(built.stage.policy.model)
     return Card(
         name=Path(recipe.output_dir).name,
-        verb=resolved.verb if loss is None else loss.name,
+        verb=resolved.verb if loss is None else loss.schema_.name,
         command=shlex.join(command),
         base_model=recipe.model_name_or_path,
         datasets=[spec.path for spec in recipe.train_specs()],

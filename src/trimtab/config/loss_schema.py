@@ -58,7 +58,10 @@ class LossSchema(NamedTuple):
         others = [n for n, s in loss_schemas().items() if key in s.parameters]
         takes = ", ".join(self.parameters) or "no hyper-parameters"
         belongs = f"; {key} belongs to {', '.join(others)}" if others else ""
-        hint = did_you_mean(key, self.parameters)
+        known = [*self.parameters]
+        if any("." in name for name in known):  # a sum: the name of a member, misspelt
+            known += loss_schemas()
+        hint = did_you_mean(key, known)
         return f"{self.name} takes {takes}{belongs}{hint}"
 
 

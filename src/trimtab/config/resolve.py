@@ -241,7 +241,7 @@ def derived_output_dir(verb: str, recipe: TrainRecipe) -> str:
         data += f"-and-{len(specs) - 1}-more"
     loss = ""
     if isinstance(recipe, PreferenceRecipe) and recipe.loss.name != verb:
-        loss = f"-{recipe.loss.name}"
+        loss = f"-{recipe.loss.schema_.name}"
     return f"runs/{verb}{loss}-{_stem(model)}-{data}"
 
 
