@@ -59,7 +59,9 @@ def test_pairs(name: str) -> None:
 @pytest.mark.parametrize("name", PAIRS)
 def test_pairs_in_fp32(name: str) -> None:
     loss = bind(name, PAIRS[name]["hyperparameters"])
-    assert agrees_with_golden(loss, name, rtol=2e-6, dtype=torch.float32)
+    # APO-down's slope by the chosen response is a difference of two that are 80 times larger.
+    rtol = 1e-4 if name == "apo_down" else 2e-6
+    assert agrees_with_golden(loss, name, rtol=rtol, dtype=torch.float32)
 
 
 @pytest.mark.parametrize(

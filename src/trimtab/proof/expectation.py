@@ -19,7 +19,7 @@ from trimtab.losses.types import (
     TokenLogprobs,
 )
 from trimtab.proof.closed_forms import win_rate
-from trimtab.proof.preferences import all_pairs, all_rankings
+from trimtab.proof.preferences import Pairs, all_pairs, all_rankings
 from trimtab.proof.problem import Problem
 from trimtab.proof.tabular import TokenTable
 
@@ -50,10 +50,7 @@ class Expectation:
         """The expectation for a loss's kind."""
         prompts, responses = problem.shape
         if spec.kind == "pair":
-            pairs = all_pairs(problem)
-            first = pairs.prompt * responses
-            index = torch.stack([first + pairs.winner, first + pairs.loser], 1)
-            return Expectation(spec, problem, index, pairs.weight)
+            return Expectation.of_pairs(spec, problem, all_pairs(problem))
         if spec.kind == "ranking":
             ranked = all_rankings(problem, RANKED)
             index = ranked.prompt[:, None] * responses + ranked.order
@@ -63,6 +60,22 @@ class Expectation:
         labels = torch.arange(2 * len(every)) < len(every)
         weight = torch.cat([drawn * wins, drawn * (1 - wins)])
         return Expectation(spec, problem, every.repeat(2), weight, labels)
+
+    @staticmethod
+    def of_pairs(spec: LossSpec, problem: Problem, pairs: Pairs) -> Expectation:
+        """The expectation of a loss of pairs over a table of them."""
+        first = pairs.prompt * problem.shape[1]
+        index = torch.stack([first + pairs.winner, first + pairs.loser], 1)
+        return Expectation(spec, problem, index, pairs.weight)
+
+    @staticmethod
+    def of_whole_rankings(spec: LossSpec, problem: Problem) -> Expectation:
+        """One ranking a prompt, of all its responses by their rewards, for losses of scores."""
+        prompts, responses = problem.shape
+        order = problem.rewards.argsort(-1, descending=True)
+        index = torch.arange(prompts)[:, None] * responses + order
+        weight = torch.full((prompts,), 1 / prompts, dtype=torch.float64)
+        return Expectation(spec, problem, index, weight)
 
     def inputs(
         self, log_policy: Tensor, more: Mapping[str, Tensor] | None = None
