@@ -3,8 +3,8 @@
     python scripts/loss_tables.py            # say what is out of date (exit code 1)
     python scripts/loss_tables.py --write    # write the tables into docs/losses.md
 
-Every loss goes through ``verify`` with its default hyper-parameters (some 20 seconds); a test holds
-each row against the same functions.
+Every loss goes through ``verify`` with its default hyper-parameters (some 20 seconds of CPU time);
+a test holds each row against the same functions.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def family_row(name: str, found: Verdict) -> str:
         holds.append("means" if "only" in lengths.detail else "lengths count")
     cells = (
         f"`{name}`",
-        formula.replace("|", "\\|"),
+        formula.replace("|", "\\|").replace("``", "`"),
         link,
         "" if value is None else f"{value:.7g}",
         OPTIMA[found.optimum.verdict],

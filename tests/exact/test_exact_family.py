@@ -193,38 +193,24 @@ def test_r_dpo_reaches_pi_star_of_a_reward_less_its_length() -> None:
 # ---------------------------------------------------------------------- policies of tokens
 
 
-def settled_tokens(name: str, problem: Problem, language: Language, **settings: Any) -> Tensor:
-    """As ``settled``, on a table of tokens, by gradients alone: a loss may stop some of them."""
-    from trimtab.proof.optimum import _settle
-
-    spec, loss = describe(name), bind(name, settings)
-    expectation = Expectation.of(spec, problem)
-    start = TokenTable(language, problem.reference).requires_grad_(False)
-    policy = TokenTable(language, problem.reference)
-    assert (
-        _settle(
-            policy, lambda: expectation.value(loss, policy(), per_token(spec.needs, policy, start))
-        )
-        < 1e-9
-    )
-    return policy().detach()
-
-
-def test_wpo_rests_where_dpo_does() -> None:
-    """Its weights are positive and the same for both orders of a pair."""
-    for name in ("wpo", "wpo_clamped"):
-        assert distance(BEST, settled_tokens(name, E6, Language(), beta=BETA)) < REACHED
-    assert distance(BEST, settled_tokens("tdpo1", E6, Language(), beta=BETA)) > 1e-3
-
-
 def test_ld_dpo_leaves_pi_star_where_lengths_differ() -> None:
-    """On responses of up to three letters; at alpha = 1 it is DPO."""
+    """On responses of up to three letters; at alpha = 1 it is DPO. (WPO: test_exact_bench.py.)"""
     language = Language(longest=3)
     problem = uniform(*random_rewards(2, 14, seed=3), language.lengths)
-    best = best_policy(problem, BETA)
-    whole = settled_tokens("ld_dpo", problem, language, beta=BETA, alpha=1.0)
-    assert distance(best, whole) < REACHED
-    assert distance(best, settled_tokens("ld_dpo", problem, language, beta=BETA)) > 1e-3
+    best, spec = best_policy(problem, BETA), describe("ld_dpo")
+    expectation = Expectation.of(spec, problem)
+    start = TokenTable(language, problem.reference).requires_grad_(False)
+    for alpha, reaches in ((1.0, True), (0.5, False)):
+        loss, policy = (
+            bind("ld_dpo", {"beta": BETA, "alpha": alpha}),
+            TokenTable(language, problem.reference),
+        )
+
+        def value(policy: TokenTable = policy, loss: Any = loss) -> Tensor:
+            return expectation.value(loss, policy(), per_token(spec.needs, policy, start))
+
+        minimise(policy, value, rounds=4)
+        assert (distance(best, policy().detach()) < REACHED) is reaches
 
 
 # ---------------------------------------------------------------------- sums

@@ -117,8 +117,9 @@ def irpo_loss(
 def rpo_loss(
     policy: Pair, reference: Pair, *, beta: float = 0.01, alpha: float = 0.005
 ) -> PreferenceTerms:
-    """RPO: the sum of ``irpo_loss``, with the settings of the paper that derived its regulariser.
+    """RPO: -log sigmoid(beta (a_w - a_l)) - alpha S_w / |w|, from sums and a mean.
 
-    Liu et al. 2024, arXiv:2405.16436, whose eta is ``alpha`` here. Rewards are beta * a.
+    Liu et al. 2024, arXiv:2405.16436, whose eta is ``alpha`` here: ``irpo_loss`` with the settings
+    of the paper that derived its regulariser. Rewards are beta * a.
     """
     return irpo_loss(policy, reference, beta=beta, alpha=alpha)

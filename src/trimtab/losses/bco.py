@@ -32,13 +32,14 @@ def bco_loss(
 
 
 class BCO:
-    """BCO with its delta, half way between the mean rewards of the two labels.
+    """BCO: -log sigmoid(R - delta) if desirable, -log sigmoid(delta - R) if not, R = beta a.
 
-    Jung et al. 2024, arXiv:2404.04656: delta = (E_desirable[R] + E_undesirable[R]) / 2, as a moving
-    average. ``prepare`` moves the two means apart, m <- momentum m + (1 - momentum) mean, each from
-    its own first step on, so that delta does not follow the labels' shares (TRL's does: it averages
-    all rewards together). A step without a label leaves that label's mean alone. Departure: the
-    density-ratio weights of undesirable rows are left out; a row's ``weight`` takes any.
+    Jung et al. 2024, arXiv:2404.04656, with its delta, half way between the labels' rewards: delta
+    = (E_desirable[R] + E_undesirable[R]) / 2, as a moving average. ``prepare`` moves the two means
+    apart, m <- momentum m + (1 - momentum) mean, each from its own first step on, so that delta
+    does not follow the labels' shares (TRL's does: it averages all rewards together). A step
+    without a label leaves that label's mean alone. Departure: the density-ratio weights of
+    undesirable rows are left out; a row's ``weight`` takes any.
     """
 
     def __init__(self, *, beta: float = 0.01, momentum: float = 0.9) -> None:

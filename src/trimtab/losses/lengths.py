@@ -51,9 +51,10 @@ def ld_dpo_loss(
     beta: float = 0.1,
     alpha: float = 0.5,
 ) -> PreferenceTerms:
-    """LD-DPO: DPO where tokens beyond the shorter response's length count ``alpha``, from sums.
+    """LD-DPO: DPO with S = sum_(t <= m) l_t + alpha sum_(t > m) l_t, m = min(|w|, |l|).
 
-    Liu et al. 2024, arXiv:2409.06411; no departure. ``alpha`` = 1 is DPO, 0 compares the common
+    Liu et al. 2024, arXiv:2409.06411; no departure. Tokens beyond the shorter response's length
+    count ``alpha``. ``alpha`` = 1 is DPO, 0 compares the common
     length alone; it is the same for policy and reference. Rewards are beta * a, of whole responses.
     """
     require_positive("beta", beta)

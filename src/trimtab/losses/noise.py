@@ -69,11 +69,12 @@ def exo_loss(
 def exo_authors_loss(
     policy: Pair, reference: Pair, *, beta: float = 0.1, log_epsilon: float = -10.0
 ) -> PreferenceTerms:
-    """EXO as in its authors' code: targets of log 1 and ``log_epsilon``, which do not sum to 1.
+    """EXO (authors): sigmoid(z) log sigmoid(z) + sigmoid(-z) (log sigmoid(-z) - log_epsilon).
 
-    Ji et al. 2024, arXiv:2402.00856, github.com/haozheji/exact-optimization. Its gradient is that
-    of ``exo_loss`` with epsilon = sigmoid(log_epsilon): the values differ by a constant, and this
-    one can be negative. Rewards are beta * a.
+    Ji et al. 2024, arXiv:2402.00856, as in github.com/haozheji/exact-optimization, from sums:
+    targets of log 1 and ``log_epsilon``, which do not sum to 1. Its gradient is that of
+    ``exo_loss`` with epsilon = sigmoid(log_epsilon): the values differ by a constant, and this one
+    can be negative. Rewards are beta * a.
     """
     require_positive("beta", beta)
     if not -math.inf < log_epsilon < 0:

@@ -45,11 +45,11 @@ def fdpo_js_loss(policy: Pair, reference: Pair, *, beta: float = 0.1) -> Prefere
 def fdpo_alpha_loss(
     policy: Pair, reference: Pair, *, beta: float = 0.1, alpha: float = 0.5
 ) -> PreferenceTerms:
-    """f-DPO, alpha-divergence: g(a) = (1 - exp(-alpha a)) / alpha, 0 < alpha < 1, from sums.
+    """f-DPO, alpha: -log sigmoid(beta (g(a_w) - g(a_l))), g(a) = (1 - exp(-alpha a)) / alpha.
 
-    Wang et al. 2023, arXiv:2309.16240; exponents end at 20 nats. alpha -> 0 is the reverse KL
-    (DPO), alpha = 1 the forward KL. Elsewhere g is written exp((k - 1) a) / (k - 1): k = 1 - alpha.
-    Rewards are beta * a.
+    Wang et al. 2023, arXiv:2309.16240, from sums, 0 < alpha < 1; exponents end at 20 nats. alpha ->
+    0 is the reverse KL (DPO), alpha = 1 the forward KL. Elsewhere g is written exp((k - 1) a) / (k
+    - 1): k = 1 - alpha. Rewards are beta * a.
     """
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha={alpha}: must be above 0 and at most 1; alpha -> 0 is dpo")

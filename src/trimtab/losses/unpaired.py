@@ -56,11 +56,13 @@ def apo_zero_unpaired_loss(
 
 
 class KTO:
-    """KTO with its z0: call ``prepare`` once per optimizer step, then the loss on micro-batches.
+    """KTO: 1 - sigmoid(beta (a - z0)) if desirable, 1 - sigmoid(beta (z0 - a)) if not, weighted.
 
-    z0 estimates KL(policy || reference) from mismatched rows, the prompt of one row with the
-    response of another. Until the first ``prepare`` it is 0, its exact value at the reference.
-    Evaluation that prepares nothing uses the last step's z0, which ``state_dict`` keeps.
+    Ethayarajh et al. 2024, arXiv:2402.01306, with its z0: call ``prepare`` once per optimizer step,
+    then the loss on micro-batches (``kto_loss``). z0 estimates KL(policy || reference) from
+    mismatched rows, the prompt of one row with the response of another. Until the first ``prepare``
+    it is 0, its exact value at the reference. Evaluation that prepares nothing uses the last step's
+    z0, which ``state_dict`` keeps.
     """
 
     def __init__(

@@ -25,9 +25,10 @@ def wpo_loss(
 def wpo_clamped_loss(
     policy: Pair, reference: Pair, log_square: PairValues, *, beta: float = 0.01
 ) -> PreferenceTerms:
-    """WPO with w(y_w) w(y_l) at most 1, as TRL had it before 0.29; see ``wpo_loss``.
+    """WPO, clamped: -min(1, w(y_w) w(y_l)) log sigmoid(beta (a_w - a_l)), from sums.
 
-    Zhou et al. 2024, arXiv:2406.11827, Eq. 2, but for the limit. Rewards are beta * a.
+    Zhou et al. 2024, arXiv:2406.11827, Eq. 2, with the limit that TRL had before 0.29; the weights
+    are those of ``wpo_loss``. Rewards are beta * a.
     """
     terms = dpo_loss(policy, reference, beta=beta)
     return terms._replace(losses=_weights(policy, log_square).clamp(max=1.0) * terms.losses)
