@@ -71,12 +71,15 @@ def test_a_recipe_file_and_what_the_line_changes(tmp_path: Path) -> None:
     assert "Did you mean hinge?" in refused(str(file))
 
 
-def test_a_loss_alone_is_itself() -> None:
+def test_a_loss_alone_is_itself(tmp_path: Path) -> None:
     assert loss_of("--loss", "dpo + 0.1 sft", "--beta", "0.3") == (
         {"name": "dpo", "beta": 0.3},
         0.1,
     )
     assert loss_of("--loss", "{dpo: {weight: 1, beta: 0.3}}")[0] == {"name": "dpo", "beta": 0.3}
+    file = tmp_path / "r.yaml"
+    file.write_text("beta: 0.3\n")
+    assert loss_of(str(file), "--loss", "dpo + 0.1 sft")[0] == {"name": "dpo", "beta": 0.3}
     assert loss_of("--loss", "0.5 dpo")[0] == {"name": "0.5*dpo", "dpo": {"beta": 0.1}}
 
 

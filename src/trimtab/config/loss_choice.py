@@ -43,6 +43,14 @@ class _Choice(NamedTuple):
             return self.text
         return write_sum({name: entry.value for name, entry in self.weights.items()})
 
+    @property
+    def loss(self) -> str:
+        """The loss without the likelihood; one alone, of weight 1, by its name."""
+        if self.weights is None:
+            return self.text
+        weights = {name: entry.value for name, entry in self.weights.items() if name != SFT}
+        return next(iter(weights)) if list(weights.values()) == [1.0] else write_sum(weights)
+
 
 def choose_loss(verb: Verb, sources: Sequence[Mapping[str, Given]], given: dict[str, Given]) -> str:
     """The loss's name, or its FILE.py:FUNCTION where ``given`` is left with a ``loss.file``.
@@ -76,7 +84,7 @@ def choose_loss(verb: Verb, sources: Sequence[Mapping[str, Given]], given: dict[
 def _take_sum(chosen: _Choice, given: dict[str, Given]) -> str:
     """Write a sum into ``given``: the likelihood as its own key, one loss alone by its name."""
     weights = dict(chosen.weights or {})
-    likelihood = weights.pop(SFT, None)
+    likelihood, loss = weights.pop(SFT, None), chosen.loss
     if likelihood is not None:
         if NLL in given:
             raise RecipeError(
@@ -86,12 +94,9 @@ def _take_sum(chosen: _Choice, given: dict[str, Given]) -> str:
         given[NLL] = likelihood
     if not weights:
         raise RecipeError(f"loss: {chosen.shown!r} ({chosen.where}) is trimtab sft; use that verb")
-    if [entry.value for entry in weights.values()] == [1.0]:
-        (loss,) = weights
+    if loss in weights:
         for path in [p for p in given if p.startswith(f"loss.{loss}.")]:
             given[f"loss.{path.removeprefix(f'loss.{loss}.')}"] = given.pop(path)
-    else:
-        loss = write_sum({name: entry.value for name, entry in weights.items()})
     given[NAME] = Given(loss, chosen.where, {})
     return loss
 
@@ -163,9 +168,9 @@ def _refuse_strays(
     last = states[-1]
     assert last is not None
     for source, state in zip(sources, states, strict=True):
-        meant_for = standard if state is None else state.shown
+        meant_for = standard if state is None else state.loss
         # A sum whose weights a later source changed keeps its place.
-        if meant_for == last.shown or (state is not None and state.where == last.where):
+        if meant_for == chosen or (state is not None and state.where == last.where):
             continue
         for path, entry in source.items():
             inside = path.removeprefix("loss.")
