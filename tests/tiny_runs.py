@@ -109,3 +109,15 @@ def rankings(count: int, seed: int = 4) -> list[dict[str, Any]]:
         }
         for _ in range(count)
     ]
+
+
+def scored(count: int, seed: int = 6) -> list[dict[str, Any]]:
+    """Rows of two to four scored responses, with ties."""
+    rng = random.Random(seed)
+    rows: list[dict[str, Any]] = []
+    for _ in range(count):
+        size = rng.randint(2, 4)
+        responses = [sentence(rng, rng.randint(1, 6)) for _ in range(size)]
+        scores = [rng.choice([0.5, 1.0, 2.5]) for _ in range(size)]
+        rows.append({"prompt": sentence(rng, 3) + "\n", "responses": responses, "scores": scores})
+    return rows

@@ -31,9 +31,7 @@ def sentiment(completions: list[Any], **_: Any) -> list[float]:
     return [_analyzer().polarity_scores(_text(one))["compound"] for one in completions]
 
 
-def length(
-    completions: list[Any], fewest: int = 12, most: int = 40, **_: Any
-) -> list[float]:
+def length(completions: list[Any], fewest: int = 12, most: int = 40, **_: Any) -> list[float]:
     """0 for a response of ``fewest`` to ``most`` words, falling to -1 ten words outside."""
     counts = [len(_text(one).split()) for one in completions]
     return [-min(1.0, max(fewest - n, n - most, 0) / 10) for n in counts]

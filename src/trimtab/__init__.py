@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "bco",
     "classify",
+    "cpo",
     "dpo",
     "grpo",
+    "ipo",
     "kto",
     "online_dpo",
     "orpo",
@@ -112,3 +115,18 @@ def orpo(**keys: Any) -> RunResult:
 def kto(**keys: Any) -> RunResult:
     """KTO, on single labelled responses; keys as in ``trimtab kto --help``."""
     return _run("kto", keys)
+
+
+def ipo(**keys: Any) -> RunResult:
+    """IPO, preferences up to a margin; keys as in ``trimtab ipo --help``."""
+    return _run("ipo", keys)
+
+
+def cpo(**keys: Any) -> RunResult:
+    """CPO, preferences and likelihood, reference-free; keys as in ``trimtab cpo --help``."""
+    return _run("cpo", keys)
+
+
+def bco(**keys: Any) -> RunResult:
+    """BCO, on single labelled responses; keys as in ``trimtab bco --help``."""
+    return _run("bco", keys)

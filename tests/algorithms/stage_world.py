@@ -30,6 +30,7 @@ class World:
             ("pairs", tiny_runs.pairs),
             ("labelled", tiny_runs.labelled),
             ("rankings", tiny_runs.rankings),
+            ("scored", tiny_runs.scored),
             ("reviews", tiny_runs.reviews),
         ):
             tiny_runs.write_rows(root / f"{name}.jsonl", make(12))

@@ -18,9 +18,10 @@ from trimtab.algorithms.reference import ReferenceCache, frozen_copy
 from trimtab.algorithms.reward import RewardModelling
 from trimtab.algorithms.stage import Mix, Stage
 from trimtab.algorithms.stream import TreeStream
+from trimtab.config.loss_sum import is_sum, parse_sum
 from trimtab.data.tokenise_trees import for_scores
 from trimtab.data.trees import Branch, Comparison, Origin, TokenTree
-from trimtab.losses.contract import bind, describe
+from trimtab.losses import PREFERENCE_LOSSES, bind, bind_sum, describe, describe_sum
 from trimtab.models.forward import choose_layout
 from trimtab.models.score_head import ScoreHead, attach_head, without_output_head
 from trimtab.training.loop import Loop, LoopSettings
@@ -90,7 +91,7 @@ def pair_trees(count: int, seed: int = 1, *, train_trunk: bool = False) -> list[
 
 
 def ranked_trees(count: int, seed: int = 2) -> list[TokenTree]:
-    """Rankings of 2 to 4 responses in scrambled order."""
+    """Rankings of 2 to 4 responses in scrambled order, with scores."""
     rng = random.Random(seed)
     trees = []
     for i in range(count):
@@ -101,7 +102,14 @@ def ranked_trees(count: int, seed: int = 2) -> list[TokenTree]:
         )
         branches = tuple(branch(rng, rng.randint(1, 9)) for _ in range(size))
         trees.append(
-            TokenTree(prompt(rng, 4), branches, comparisons, Origin("ranked", i + 1), tuple(ranks))
+            TokenTree(
+                prompt(rng, 4),
+                branches,
+                comparisons,
+                Origin("ranked", i + 1),
+                tuple(ranks),
+                scores=tuple(2.0 - 0.3 * rank for rank in ranks),
+            )
         )
     return trees
 
@@ -122,7 +130,8 @@ def preference(
     **more: Any,
 ) -> PreferenceOptimisation:
     """A stage with any loss; the reference is another model, so that log-ratios are not zero."""
-    spec = describe(loss)
+    weights = parse_sum(loss) if is_sum(loss) else None
+    spec = describe(loss) if weights is None else describe_sum(weights)
     other = reference or policy(next(model.model.parameters()).dtype, seed=9)
     kept = ReferenceCache(cache, "test", 10_000)
     references = References(
@@ -135,7 +144,9 @@ def preference(
         model,
         main,
         spec=spec,
-        make_loss=lambda: bind(loss, parameters),
+        make_loss=lambda: (
+            bind(loss, parameters) if weights is None else bind_sum(weights, parameters)
+        ),
         references=references,
         seed=3,
         total_steps=total_steps,
@@ -158,11 +169,10 @@ def make_stage(kind: str, *, per_step: int, budget: int, steps: int = 1) -> Stag
         return classify(kind, per_step, budget, steps)
     if kind.startswith("reward"):
         return reward(kind, per_step, budget, steps)
-    loss, _, nll = kind.partition("+")
+    loss, nll = kind.removesuffix("+nll"), kind.endswith("+nll")
     count = per_step * steps
-    trees = (
-        ranked_trees(count) if loss == "plackett_luce" else pair_trees(count, train_trunk=bool(nll))
-    )
+    ranked = loss in PREFERENCE_LOSSES and describe(loss).kind == "ranking"
+    trees = ranked_trees(count) if ranked else pair_trees(count, train_trunk=nll)
     return preference(
         model,
         loss,

@@ -7,11 +7,14 @@ import pytest
 import torch
 from tests.algorithms.support import gradients, make_stage
 
-from trimtab.losses import PREFERENCE_LOSSES
+from trimtab.losses import PREFERENCE_LOSSES, describe
 
 REWARDS = ["reward", "reward+centring", "reward+plackett_luce", "reward+mix"]
 CLASSES = ["classify", "classify+alpha0", "classify+mix"]
-KINDS = ["sft", "sft+mix", "orpo+nll", "dpo+nll", *REWARDS, *CLASSES, *PREFERENCE_LOSSES]
+# One loss for everything that a loss can ask for: the others go the same ways.
+SPECS = {(s.kind, s.needs, s.prepare_needs): n for n in PREFERENCE_LOSSES for s in [describe(n)]}
+SUMS = ["0.8 dpo + 2 wpo", "0.5 kto + bco"]
+KINDS = ["sft", "sft+mix", "orpo+nll", "dpo+nll", *REWARDS, *CLASSES, *SPECS.values(), *SUMS]
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

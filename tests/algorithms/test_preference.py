@@ -15,7 +15,8 @@ from tests.algorithms.support import (
 )
 
 from trimtab.algorithms.language_model import LanguageModelling
-from trimtab.algorithms.preference import mismatched, preferred_targets, ranking_order
+from trimtab.algorithms.loss_inputs import ranking_order
+from trimtab.algorithms.preference import mismatched, preferred_targets
 from trimtab.data.batch import pack
 
 

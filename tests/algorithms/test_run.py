@@ -39,6 +39,13 @@ LN2 = math.log(2)
         ("dpo", "rankings", {}, "eval_rewards/margins"),
         ("dpo", "rankings", {"loss": "plackett_luce"}, "eval_rewards/margins"),
         ("dpo", "pairs", {"nll_weight": 0.5, "group_by_prompt": True}, "eval_rewards/margins"),
+        ("bco", "labelled", {}, "eval_rewards/chosen"),
+        ("cpo", "pairs", {}, "eval_nll_loss"),
+        ("dpo", "pairs", {"loss": "wpo"}, "eval_rewards/margins"),
+        ("dpo", "pairs", {"loss": "ld_dpo", "use_peft": True}, "eval_rewards/margins"),
+        ("dpo", "scored", {"loss": "infonca"}, "eval_rewards/margins"),
+        ("dpo", "pairs", {"loss": {"dpo": 0.8, "bco_pair": 0.2, "sft": 1}}, "eval_nll_loss"),
+        ("kto", "pairs", {"group_by_prompt": True}, "eval_rewards/margins"),
     ],
 )
 def test_every_verb_ends_in_a_model_folder(

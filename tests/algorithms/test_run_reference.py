@@ -45,6 +45,7 @@ def test_reference_log_probs_are_computed_once(
         ("dpo", {}),
         ("dpo", {"use_peft": True}),
         ("dpo", {"loss": "tdpo2"}),
+        ("dpo", {"loss": "ld_dpo"}),
         ("dpo", {"loss": "beta_dpo", "ref": "other"}),
         ("kto", {}),
     ],

@@ -46,7 +46,7 @@ def test_defaults_are_those_of_a_run(verb: str) -> None:
         assert row and float(row[1]) == getattr(recipe, name), name
 
 
-@pytest.mark.parametrize("verb", ["simpo", "orpo", "kto"])
+@pytest.mark.parametrize("verb", ["simpo", "orpo", "kto", "ipo", "cpo", "bco"])
 def test_a_verb_of_one_loss_shows_its_hyper_parameters(verb: str) -> None:
     text = help_of(verb)
     parameters = loss_schemas()[verb].parameters

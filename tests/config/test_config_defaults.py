@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from trimtab.config import VERBS, NewModelSpec, resolve
+from trimtab.config.loss_schema import loss_schemas
 from trimtab.config.on_policy_recipe import OnPolicyRecipe
 from trimtab.config.resolved import _flow
+from trimtab.config.verbs import LOSS_DEFAULTS
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "defaults.md"
 
@@ -75,3 +77,15 @@ def test_defaults_of_further_losses_are_in_the_text() -> None:
         tokens = ["--model", "m", "--dataset", "d", "--loss", loss]
         value = resolve("dpo", tokens, env={}).recipe.loss.parameters[key]  # type: ignore[attr-defined]
         assert f"`loss.{key}` {value}" in text
+
+
+def test_defaults_of_every_loss_are_in_its_table() -> None:
+    """The table "Losses of --loss" names each loss without a verb, and what it changes."""
+    rows = re.findall(r"^\| (\w+) \| ([^|`]*) \| [^|]* \|$", DOC.read_text("utf-8"), re.M)
+    table = {name: cell.strip() for name, cell in rows}
+    verbs = {verb.loss or verb.name for verb in VERBS.values()}
+    without_verb = loss_schemas().keys() - verbs - {"tdpo2", "beta_dpo", "plackett_luce"}
+    assert without_verb <= table.keys()
+    for name in without_verb:
+        wanted = ", ".join(f"{k} {v}" for k, v in LOSS_DEFAULTS.get(name, {}).items())
+        assert table[name] == wanted, name

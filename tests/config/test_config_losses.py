@@ -34,6 +34,8 @@ def test_known_losses() -> None:
     assert not simpo.needs_reference and list(simpo.parameters) == ["beta", "gamma"]
     assert kto.kind == "unpaired" and "mismatched_policy" in kto.needs
     assert loss_schemas()["plackett_luce"].kind == "ranking"
+    assert loss_schemas()["ld_dpo"].needs >= {"policy_tokens", "reference_tokens"}
+    assert loss_schemas()["infonca"].needs == {"policy", "reference", "scores"}
 
 
 MODULE = '''

@@ -214,7 +214,7 @@ def loss_of(found: Resolved) -> tuple[str, dict[str, Any]]:
 
 
 def test_a_verb_is_dpo_with_that_loss() -> None:
-    for name in ("simpo", "orpo", "kto"):
+    for name in ("simpo", "orpo", "kto", "ipo", "cpo", "bco"):
         by_verb, by_key = run(name), run("dpo", "--loss", name)
         assert loss_of(by_verb) == loss_of(by_key)
         same = {"output_dir": "same"}
@@ -233,6 +233,9 @@ def test_defaults_of_a_loss() -> None:
 
 def test_trl_spellings() -> None:
     assert loss_of(run("dpo", "--loss-type", "sigmoid")) == ("dpo", {"beta": 0.1})
+    for theirs, ours in (("exo_pair", "exo"), ("nca_pair", "nca"), ("sppo_hard", "sppo")):
+        assert loss_of(run("dpo", "--loss-type", theirs))[0] == ours
+    assert loss_of(run("dpo", "--loss-type", "ipo")) == ("ipo", {"tau": 0.1})
     found = run("dpo", "--loss_type", "simpo", "--simpo-gamma", "0.5", "--rpo-alpha", "1")
     assert loss_of(found) == ("simpo", {"beta": 2.0, "gamma": 0.5})
     assert found.recipe.nll_weight == 1.0  # type: ignore[attr-defined]
@@ -252,7 +255,7 @@ def test_hyper_parameters_of_another_loss() -> None:
         "loss.gama: simpo takes beta, gamma. Did you mean gamma? (command line)"
     )
     assert refused("dpo", "--gamma", "1") == (
-        "loss.gamma: dpo takes beta; gamma belongs to simpo (command line)"
+        "loss.gamma: dpo takes beta; gamma belongs to simpo, alphapo (command line)"
     )
     assert refused("dpo", "--gama", "1") == (
         "gama: unknown key (command line). Did you mean --gamma?"
@@ -262,7 +265,7 @@ def test_hyper_parameters_of_another_loss() -> None:
 
 def test_unknown_losses() -> None:
     assert "Did you mean simpo?" in refused("dpo", "--loss", "simp")
-    assert refused("dpo", "--loss", "hinge").startswith("loss: 'hinge' is no loss here; losses are")
+    assert refused("dpo", "--loss", "aot").startswith("loss: 'aot' is no loss here; losses are")
     assert refused("simpo", "--loss", "dpo") == (
         "loss: trimtab simpo trains simpo, not 'dpo' (command line); use trimtab dpo --loss dpo"
     )

@@ -10,11 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.losses import Pair, PairValues, Ranking, SequenceLogprobs
+from trimtab.losses import (
+    Pair,
+    PairTokens,
+    PairValues,
+    Ranking,
+    SequenceLogprobs,
+    TokenLogprobs,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text("utf-8"))
 
 F64 = torch.float64
+_PARTS = (Pair, PairTokens, PairValues, Ranking, SequenceLogprobs, TokenLogprobs)
 
 
 def leaf(values: Any, dtype: torch.dtype = F64) -> Tensor:
@@ -54,7 +62,7 @@ def ranking(sums: Tensor, mask: Tensor | None = None, length: int = 8) -> Rankin
 
 def gradients(losses: Tensor, *leaves: Tensor) -> list[Tensor]:
     """d sum(losses) / d leaf, zeros where the loss does not depend on it."""
-    found = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
+    found = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, retain_graph=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
 
 
@@ -94,7 +102,7 @@ def select(value: Any, index: Tensor) -> Any:
     """Rows of any loss input, in the order of ``index``; a generator stays as it is."""
     if isinstance(value, Tensor):
         return value[index]
-    if isinstance(value, (Pair, PairValues, SequenceLogprobs, Ranking)):
+    if isinstance(value, _PARTS):
         return type(value)(*(select(part, index) for part in value))
     return value
 
@@ -103,6 +111,6 @@ def move(value: Any, device: str) -> Any:
     """Any loss input on another device; a generator stays where it is."""
     if isinstance(value, Tensor):
         return value.to(device)
-    if isinstance(value, (Pair, PairValues, SequenceLogprobs, Ranking)):
+    if isinstance(value, _PARTS):
         return type(value)(*(move(part, device) for part in value))
     return value

@@ -51,6 +51,23 @@ def test_declarations() -> None:
             {"beta": 0.1, "scale": 0.6, "momentum": 0.9, "keep": 0.8},
         ),
         "plackett_luce": ("ranking", {"reference"}, set(), {"beta": 0.1}),
+        "cdpo": ("pair", {"reference"}, set(), {"beta": 0.1, "epsilon": 0.1}),
+        "ipo": ("pair", {"reference"}, set(), {"tau": 0.1}),
+        "slic_hf": ("pair", set(), set(), {"delta": 1.0, "target_weight": 0.1}),
+        "wpo": ("pair", {"reference", "log_square"}, set(), {"beta": 0.01}),
+        "ld_dpo": (
+            "pair",
+            {"reference", "policy_tokens", "reference_tokens"},
+            set(),
+            {"beta": 0.1, "alpha": 0.5},
+        ),
+        "bco": (
+            "unpaired",
+            {"reference", "labels"},
+            {"policy", "reference", "labels"},
+            {"beta": 0.01, "momentum": 0.9},
+        ),
+        "infonca": ("ranking", {"reference", "scores"}, set(), {"beta": 0.1, "alpha": 1e-3}),
     }
     for name, (kind, needs, prepare_needs, hyperparameters) in wanted.items():
         spec = describe(name)
@@ -100,16 +117,21 @@ def test_declaration_errors_name_what_is_wrong() -> None:
     for function in (no_kind, no_policy):
         with pytest.raises(ValueError, match="policy with one of Pair, SequenceLogprobs, Ranking"):
             describe(function)
-    with pytest.raises(ValueError, match="dopo: no such preference loss, only dpo, simpo"):
+    with pytest.raises(ValueError, match="dopo: no such preference loss, only dpo, cdpo"):
         describe("dopo")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_impossible_hyperparameters_are_refused_before_any_model_is_there(name: str) -> None:
+    first = next(iter(describe(name).hyperparameters))
+    assert first == {"slic_hf": "delta", "sppo": "eta", "ipo": "tau", "ipo_sum": "tau"}.get(
+        name, "beta"
+    )
     for value in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"beta={value}: must be"):
-            bind(name, {"beta": value})
-    with pytest.raises(ValueError, match=f"gama: {name} has no such hyper-parameter, only beta"):
+        with pytest.raises(ValueError, match=f"{first}={value}: must be"):
+            bind(name, {first: value})
+    only = f"gama: {name} has no such hyper-parameter, only {first}"
+    with pytest.raises(ValueError, match=only):
         bind(name, {"gama": 1.0})
 
 
@@ -127,6 +149,26 @@ def test_impossible_hyperparameters_are_refused_before_any_model_is_there(name: 
         ("beta_dpo", "keep", 0.0),
         ("beta_dpo", "keep", 1.1),
         ("plackett_luce", "beta", 0.0),
+        ("cdpo", "epsilon", 0.5),
+        ("robust", "epsilon", 0.5),
+        ("robust", "epsilon", -0.1),
+        ("exo", "epsilon", 0.0),
+        ("exo_authors", "log_epsilon", 0.0),
+        ("slic_hf", "target_weight", -0.1),
+        ("simpo_ratio", "gamma_beta_ratio", -0.1),
+        ("alphapo", "alpha", 1.5),
+        ("alphapo", "gamma", -0.1),
+        ("dpop", "penalty", -1.0),
+        ("irpo", "alpha", -1.0),
+        ("r_dpo", "alpha", -0.1),
+        ("ld_dpo", "alpha", 1.1),
+        ("discopop", "tau", 1.1),
+        ("discopop", "tau", 0.0),
+        ("fdpo_alpha", "alpha", 0.0),
+        ("infonca", "alpha", 0.0),
+        ("nca_rewards", "alpha", 0.0),
+        ("exo_rewards", "reward_beta", 0.0),
+        ("bco", "momentum", 1.0),
     ],
 )
 def test_impossible_values_are_refused(name: str, key: str, value: float) -> None:
@@ -200,9 +242,18 @@ def test_public_names_are_sorted_and_exist() -> None:
 
 
 def test_made_up_inputs_cover_the_whole_vocabulary() -> None:
-    spec = LossSpec("all", "ranking", INPUTS, frozenset(), {}, False)
+    of_pairs = {"policy_tokens", "reference_tokens", "log_square"}
+    paired = example(LossSpec("all", "pair", INPUTS - {"scores"}, frozenset(), {}, False), size=5)
+    assert set(paired) == INPUTS - {"scores"}
+    for side in ("policy", "reference"):
+        for whole, tokens in zip(paired[side], paired[f"{side}_tokens"], strict=True):
+            assert close(tokens.logp.sum(-1), whole.sum, 1e-5)
+            assert torch.equal(tokens.mask.sum(-1), whole.length)
+            assert not tokens.logp[~tokens.mask].any()
+    spec = LossSpec("all", "ranking", INPUTS - of_pairs, frozenset(), {}, False)
     made = example(spec, size=5)
-    assert set(made) == INPUTS
+    assert set(made) == INPUTS - of_pairs
+    assert bool((made["scores"].diff() <= 0).all())
     assert isinstance(made["policy"], Ranking)
     assert made["policy"].mask.sum(1).tolist() == [2, 3, 4, 2, 3]
     assert isinstance(made["mismatched_policy"], SequenceLogprobs)

@@ -22,11 +22,11 @@ from trimtab.losses import (
     tdpo2_loss,
 )
 
-from . import wrong
+from . import wrong, wrong_family
 from .support import F64, GOLDEN, close, golden_case, gradients, leaf, pair, ranking, responses
 
 PAIRS = {entry["loss"]: entry for entry in GOLDEN["pairs"]}
-WRONG_PAIRS = {"dpo": wrong.DPO, "simpo": wrong.SIMPO, "orpo": wrong.ORPO}
+WRONG_PAIRS = {"dpo": wrong.DPO, "simpo": wrong.SIMPO, "orpo": wrong.ORPO, **wrong_family.PAIRS}
 # Values are shown with 9 digits, gradients with 8, and the last one is rounded.
 RTOL = 6e-9
 RTOL_GRADIENT = 6e-8
@@ -59,7 +59,9 @@ def test_pairs(name: str) -> None:
 @pytest.mark.parametrize("name", PAIRS)
 def test_pairs_in_fp32(name: str) -> None:
     loss = bind(name, PAIRS[name]["hyperparameters"])
-    assert agrees_with_golden(loss, name, rtol=2e-6, dtype=torch.float32)
+    # APO-down's slope by the chosen response is a difference of two that are 80 times larger.
+    rtol = 1e-4 if name == "apo_down" else 2e-6
+    assert agrees_with_golden(loss, name, rtol=rtol, dtype=torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,14 @@ def test_pairs_reject(name: str, variant: str) -> None:
         return WRONG_PAIRS[name][variant](**inputs, **hyperparameters)
 
     assert not agrees_with_golden(broken, name, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_reject_what_is_wrong_for_any_loss(name: str) -> None:
+    """Sides exchanged, means for sums or sums for means, no reference, a missing gradient."""
+    bound = bind(name, PAIRS[name]["hyperparameters"])
+    for what, broken in wrong_family.general(name, bound).items():
+        assert not agrees_with_golden(broken, name, rtol=1e-4), what
 
 
 def test_every_loss_of_the_registry_has_a_golden_value() -> None:

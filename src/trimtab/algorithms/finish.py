@@ -141,6 +141,8 @@ def card(resolved: Resolved, built: Built, command: Sequence[str], results: dict
         if resolved.verb == "online_dpo":
             hyperparameters["loss"] = loss.name
         hyperparameters.update({f"loss.{key}": value for key, value in loss.parameters.items()})
+        if loss.weights is not None:
+            hyperparameters["loss"] = loss.name
         if (file := getattr(loss, "file", None)) is not None:
             digest = built.identities["contents of loss.file"]
             hyperparameters["loss.file"] = f"{Path(file).name} (SHA-256 {digest[:16]})"
@@ -168,7 +170,7 @@ def card(resolved: Resolved, built: Built, command: Sequence[str], results: dict
 
 def _method(verb: str, loss: Any) -> str:
     """What the card says the model was trained with: the verb, or the loss of a preference verb."""
-    return verb if loss is None or verb == "online_dpo" else loss.name
+    return verb if loss is None or verb == "online_dpo" else loss.schema_.name
 
 
 def _end(tokenizer: Any) -> str:

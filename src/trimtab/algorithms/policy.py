@@ -40,6 +40,7 @@ class Policy:
         *,
         entropy: bool = False,
         correct: bool = False,
+        square: bool = False,
         reference: tuple[Tensor, LogitHead] | None = None,
         temperature: float = 1.0,
         hidden: Tensor | None = None,
@@ -57,6 +58,7 @@ class Policy:
             entropy=entropy,
             entropy_gradient=False,
             correct=correct,
+            square=square,
             reference=reference,
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.algorithms.loss_inputs import join, loss_inputs, ranking_order
 from trimtab.algorithms.policy import Policy, branch_sums, frozen
 from trimtab.algorithms.reference import CachedLogprobs, LiveReference
 from trimtab.algorithms.stage import Mix, Stage, target_weights
@@ -21,8 +22,8 @@ from trimtab.algorithms.stream import TreeStream, micro_batches
 from trimtab.data.batch import TreeBatch, pack, split_by_tokens
 from trimtab.data.trees import TokenTree
 from trimtab.evaluation.preference import PreferenceRecord, summarise
-from trimtab.losses.contract import CALL_INPUTS, LossSpec
-from trimtab.losses.types import Pair, PairValues, Ranking, SequenceLogprobs
+from trimtab.losses.contract import CALL_INPUTS, OF_THE_CALL, LossSpec
+from trimtab.losses.types import SequenceLogprobs
 from trimtab.models.logprobs import TokenStats
 from trimtab.training.algorithm import Micro, Outcome
 from trimtab.training.seeds import generator
@@ -68,7 +69,7 @@ class PreferenceOptimisation(Stage):
         self.references = references
         self.seed = seed
         self.nll_weight = nll_weight
-        self.live_needed = "sequence_kl" in spec.needs
+        self.per_token = spec.needs & OF_THE_CALL
 
     @property
     def named_reference(self) -> bool:
@@ -83,7 +84,13 @@ class PreferenceOptimisation(Stage):
     def attach(self, micro: Micro) -> None:
         """Bring the reference's log-probs of the micro-batch's rows."""
         if micro.stream == "main":
-            micro.reference = self._reference(micro, self.references.train)
+            self._attach(micro, self.references.train)
+
+    def _attach(self, micro: Micro, cached: CachedLogprobs | None) -> None:
+        micro.reference = self._reference(micro, cached)
+        if "reference_tokens" in self.per_token:
+            assert self.references.live is not None
+            micro.tokens = {"reference": self.references.live.token_logprobs(micro.batch)}
 
     def _reference(self, micro: Micro, cached: CachedLogprobs | None) -> Tensor | None:
         """Log-probs [N] of the branches under the reference: cached, computed now, or not asked."""
@@ -108,9 +115,10 @@ class PreferenceOptimisation(Stage):
         if needs & CALL_INPUTS[self.spec.kind]:
             with frozen(self.model):
                 parts = [
-                    self._inputs(needs, m, self.policy.branch_logprobs(m.batch)) for m in micros
+                    loss_inputs(self.spec, needs, m, self.policy.branch_logprobs(m.batch))
+                    for m in micros
                 ]
-            inputs |= {name: _join([part[name] for part in parts]) for name in parts[0]}
+            inputs |= {name: join([part[name] for part in parts]) for name in parts[0]}
         if "generator" in needs:
             inputs["generator"] = generator(self.seed, "pair filter", step)
         weights = loss.prepare(**inputs)
@@ -138,7 +146,7 @@ class PreferenceOptimisation(Stage):
             if "mismatched_reference" in needs:
                 assert self.references.live is not None
                 found["mismatched_reference"].append(self.references.live.branch_logprobs(batch))
-        return {name: _join(parts) for name, parts in found.items()}
+        return {name: join(parts) for name, parts in found.items()}
 
     def own_counts(self, micro: Micro) -> Mapping[str, float]:
         """Comparisons, responses or prompts by weight; tokens of the preferred responses."""
@@ -161,13 +169,16 @@ class PreferenceOptimisation(Stage):
         """The loss of the family and, if asked for, the NLL of the preferred responses."""
         stats = self.stats(micro)
         sums = branch_sums(micro.batch, stats.logp)
-        record = self.judge(self.loss, micro, sums, stats.kl)
+        record = self.judge(self.loss, micro, sums, stats)
         weights = self._weights(micro)
         counts = self.own_counts(micro)
         count = counts[self.spec.name]
         unit = UNITS[self.spec.kind]
         terms = [Term(self.spec.name, (record.losses * weights).sum(), count, unit)]  # type: ignore[arg-type]
         metrics = record.metrics()
+        parts = getattr(self.loss, "parts", {})  # those of a weighted sum, for the log
+        for name, part in parts.items():
+            metrics[f"loss/{name}"] = Metric((part * weights).sum().item(), count)
         if self.nll_weight:
             preferred = preferred_targets(micro.batch)
             total, tokens = -(stats.logp * preferred).sum(), counts["nll"]
@@ -176,63 +187,25 @@ class PreferenceOptimisation(Stage):
         return Outcome(terms, metrics)
 
     def stats(self, micro: Micro) -> TokenStats:
-        """Token log-probs; with the full-vocabulary KL where the loss names it."""
-        if not self.live_needed:
-            return self.policy.token_stats(micro.batch)
-        assert self.references.live is not None
-        reference = self.references.live.hidden(micro.batch)
-        return self.policy.token_stats(micro.batch, reference=reference)
-
-    def _inputs(
-        self,
-        needs: frozenset[str],
-        micro: Micro,
-        sums: SequenceLogprobs,
-        kl: Tensor | None = None,
-        order: Tensor | None = None,
-    ) -> dict[str, Any]:
-        """Those inputs of the loss that ``needs`` names, for one micro-batch.
-
-        ``kl`` [M] is the full-vocabulary KL of each token, ``order`` the ``ranking_order``.
-        """
-        batch = micro.batch
-        if self.spec.kind == "ranking" and order is None:
-            order = ranking_order(batch)
-
-        def compared(of: SequenceLogprobs) -> Pair | SequenceLogprobs | Ranking:
-            if self.spec.kind == "pair":
-                return Pair(_take(of, batch.winner), _take(of, batch.loser))
-            return of if order is None else _ranking(of, order)
-
-        def sequence_kl() -> PairValues:
-            assert kl is not None
-            of_branch = batch.sequence_sums(kl)
-            return PairValues(of_branch[batch.winner], of_branch[batch.loser])
-
-        def reference() -> Pair | SequenceLogprobs | Ranking:
-            assert micro.reference is not None
-            return compared(SequenceLogprobs(micro.reference, sums.length))
-
-        made: dict[str, Callable[[], Any]] = {
-            "policy": lambda: compared(sums),
-            "reference": reference,
-            "sequence_kl": sequence_kl,
-            "margins": lambda: batch.margin,
-            "labels": lambda: batch.labels,
-        }
-        return {name: make() for name, make in made.items() if name in needs}
+        """Token log-probs; over the whole vocabulary, a KL or squares where the loss names them."""
+        reference = None
+        if "sequence_kl" in self.per_token:
+            assert self.references.live is not None
+            reference = self.references.live.hidden(micro.batch)
+        square = "log_square" in self.per_token
+        return self.policy.token_stats(micro.batch, reference=reference, square=square)
 
     def judge(
         self,
         loss: Callable[..., Any],
         micro: Micro,
         sums: SequenceLogprobs,
-        kl: Tensor | None = None,
+        stats: TokenStats | None = None,
     ) -> PreferenceRecord:
-        """Call the loss with what it names; ``kl`` [M] is the full-vocabulary KL of each token."""
+        """Call the loss with what it names; ``stats`` [M] is what it needs of each token."""
         batch = micro.batch
         order = ranking_order(batch) if self.spec.kind == "ranking" else None
-        terms = loss(**self._inputs(self.spec.needs, micro, sums, kl, order))
+        terms = loss(**loss_inputs(self.spec, self.spec.needs, micro, sums, stats, order))
         weights = self._weights(micro)
         if self.spec.kind == "pair":
             return PreferenceRecord.of_pairs(batch, sums, terms, weights)
@@ -254,12 +227,12 @@ class PreferenceOptimisation(Stage):
         micros = micro_batches(self.held_out, rows, self.held_out.token_budget, "eval")
         for micro in micros:
             micro.batch = micro.batch.to(self.policy.device)
-            micro.reference = self._reference(micro, self.references.held_out)
+            self._attach(micro, self.references.held_out)
         loss = self.make_loss()
         if not self.spec.prepare_needs - {"mismatched_policy", "mismatched_reference"}:
             self._prepare(loss, micros, step)
         known = self.references.held_out is not None and not self.references.named
-        if step == 0 and known and not self.live_needed and not self.nll_weight:
+        if step == 0 and known and not self.per_token and not self.nll_weight:
             return summarise([self._judge_at_reference(loss, micro) for micro in micros])
         nll, tokens = 0.0, 0.0
         with frozen(self.model):
@@ -267,7 +240,7 @@ class PreferenceOptimisation(Stage):
             for micro in micros:
                 stats = self.stats(micro)
                 sums = branch_sums(micro.batch, stats.logp)
-                records.append(self.judge(loss, micro, sums, stats.kl))
+                records.append(self.judge(loss, micro, sums, stats))
                 if self.nll_weight:
                     preferred = preferred_targets(micro.batch)
                     nll -= (stats.logp * preferred).sum().item()
@@ -328,37 +301,3 @@ def preferred_targets(batch: TreeBatch) -> Tensor:
     )
     preferred[: batch.branch_count] = (~losers).float()
     return preferred[batch.target_sequence] * target_weights(batch)
-
-
-def ranking_order(batch: TreeBatch) -> Tensor:
-    """[R, K] branch numbers from best to worst, padded with -1 to the longest ranking."""
-    assert batch.ranks is not None, "rankings are checked when rows become trees"
-    starts = [0]
-    for tree in batch.trees:
-        starts.append(starts[-1] + len(tree.branches))
-    widest = max(len(tree.branches) for tree in batch.trees)
-    order = torch.full((batch.tree_count, widest), -1, dtype=torch.int64, device=batch.ids.device)
-    for row in range(batch.tree_count):
-        own = batch.ranks[starts[row] : starts[row + 1]]
-        order[row, : own.numel()] = own.argsort(stable=True) + starts[row]
-    return order
-
-
-def _ranking(sums: SequenceLogprobs, order: Tensor) -> Ranking:
-    mask = order >= 0
-    index = order.clamp(min=0)
-    return Ranking(sums.sum[index] * mask, sums.length[index], mask)
-
-
-def _take(sums: SequenceLogprobs, index: Tensor) -> SequenceLogprobs:
-    return SequenceLogprobs(sums.sum[index], sums.length[index])
-
-
-def _join(parts: Sequence[Any]) -> Any:
-    """Inputs of several micro-batches as one; rankings are padded to the longest."""
-    if not isinstance(parts[0], Tensor):
-        return type(parts[0])(*(_join(columns) for columns in zip(*parts, strict=True)))
-    if parts[0].ndim == 2:
-        widest = max(part.shape[1] for part in parts)
-        parts = [torch.nn.functional.pad(part, (0, widest - part.shape[1])) for part in parts]
-    return torch.cat(list(parts))

@@ -10,25 +10,30 @@ from typing import Any
 from trimtab.config.loss_file import split_loss_file
 from trimtab.config.recipes import LossChoice
 from trimtab.errors import RecipeError, RunError
-from trimtab.losses.contract import LossSpec, bind, describe
+from trimtab.losses.contract import LossSpec, bind, describe, try_out
 from trimtab.losses.from_file import failure, load_loss
+from trimtab.losses.sums import bind_sum, describe_sum
 
 
 @dataclasses.dataclass(frozen=True)
 class RecipeLoss:
     """A loss ready to be used; ``identities``: what a resumed run has to find unchanged, by name.
 
-    ``loss`` is its name or its function or class, ``path`` the file of a user's own.
+    ``loss`` is its name or its function or class, ``path`` the file of a user's own, ``weights``
+    the members of a sum.
     """
 
     spec: LossSpec
     loss: str | Callable[..., Any]
     parameters: Mapping[str, Any]
     path: str | None = None
+    weights: Mapping[str, float] | None = None
     identities: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def make(self, **changes: Any) -> Callable[..., Any]:
         """A fresh one with the recipe's hyper-parameters; ``changes`` are laid over them."""
+        if self.weights is not None:
+            return bind_sum(self.weights, {**self.parameters, **changes})
         bound = bind(self.loss, {**self.parameters, **changes})
         return bound if self.path is None else _Own(bound, self.path)
 
@@ -40,9 +45,13 @@ def recipe_loss(choice: LossChoice) -> RecipeLoss:
     the user's own.
     """
     if choice.file is None:
-        found = RecipeLoss(describe(choice.name), choice.name, choice.parameters)
+        weights = choice.weights
+        spec = describe(choice.name) if weights is None else describe_sum(weights)
+        found = RecipeLoss(spec, choice.name, choice.parameters, weights=weights)
         try:
-            found.make()
+            made = found.make()
+            if weights is not None:  # its members are tried alone; together they share a step
+                try_out(spec, made)
         except ValueError as error:
             raise RecipeError(f"loss.{error}") from None
         return found
@@ -61,7 +70,7 @@ def recipe_loss(choice: LossChoice) -> RecipeLoss:
     except Exception as error:
         raise RecipeError(_refusal(choice, path, error)) from None
     identities = {"contents of loss.file": own.sha256}
-    return RecipeLoss(spec, own.loss, choice.parameters, path, identities)
+    return RecipeLoss(spec, own.loss, choice.parameters, path, identities=identities)
 
 
 class _Own:

@@ -24,6 +24,8 @@ from trimtab.models.fingerprint import fingerprint
 from trimtab.models.forward import choose_layout
 from trimtab.training.progress import Progress
 
+# Inputs of a loss that its cached sums cannot give.
+NEEDS_LIVE = frozenset({"sequence_kl", "reference_tokens", "mismatched_reference"})
 EVALUATION_BUDGET = 2  # times token_budget: no gradients, so twice the tokens fit
 
 
@@ -56,14 +58,13 @@ class RecipeReference:
         if not self._needs_reference():
             return False
         assert self.spec is not None
-        special = {"sequence_kl", "mismatched_reference"}
-        asked = special & (self.spec.needs | self.spec.prepare_needs)
+        asked = NEEDS_LIVE & (self.spec.needs | self.spec.prepare_needs)
         return bool(asked) or not self.recipe.precompute_ref_log_probs
 
     def _needs_reference(self) -> bool:
         assert self.spec is not None
         needs = self.spec.needs | self.spec.prepare_needs
-        return bool(needs & {"reference", "sequence_kl", "mismatched_reference"})
+        return bool(needs & ({"reference"} | NEEDS_LIVE))
 
     def references(
         self, policy: Policy, stream: TreeStream, held: TreeStream | None, total: int

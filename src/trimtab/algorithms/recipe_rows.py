@@ -275,6 +275,9 @@ class RecipeRows:
                     f"{place}: group_by_prompt=true: rows of this prompt have no common scores, so "
                     f"its {len(tree.branches)} responses have not {what}; remove group_by_prompt"
                 )
+            if self.spec and "scores" in self.spec.needs:  # ties are no trouble for these
+                _require_scores(tree, place, name)
+                continue
             if kind == "ranking" and len(set(tree.ranks)) != len(tree.ranks):
                 reward = isinstance(self.recipe, RewardRecipe)
                 pairs = "--ranking-loss pairwise" if reward else "--loss dpo"
@@ -308,3 +311,11 @@ class RecipeRows:
         main = rows[0].stores
         best = max(main, key=lambda store: int(store.token_counts.max()))
         return best[int(best.token_counts.argmax())]
+
+
+def _require_scores(tree: TokenTree, place: str, name: str) -> None:
+    if len(tree.scores) != len(tree.branches):
+        raise DataError(
+            f"{place}: scores: missing, and {name} reads them: give rows of prompt, responses and "
+            "scores, or use a loss of pairs or ranks (--loss nca, --loss plackett_luce)"
+        )

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from trimtab.algorithms.loss_inputs import ranking_order
 from trimtab.algorithms.policy import Policy, frozen
-from trimtab.algorithms.preference import ranking_order
 from trimtab.algorithms.stage import Mix, Stage
 from trimtab.algorithms.stream import TreeStream, micro_batches
 from trimtab.data.batch import TreeBatch, pack, split_by_tokens

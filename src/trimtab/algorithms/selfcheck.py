@@ -37,7 +37,15 @@ from trimtab.training.algorithm import Micro
 # single tokens of low probability differ by the rounding of their logits (8 bits in bf16).
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.08, torch.float16: 0.02}
 SAMPLE_TOKENS = 384  # seconds on a CPU, for a model of hundreds of millions too
-KNOWN = {"dpo": math.log(2), "tdpo2": math.log(2)}  # the loss where policy and reference agree
+# The loss where policy and reference agree, for those that have one value there at all settings.
+_LN2 = "dpo cdpo robust dpop tdpo1 tdpo2 ln_dpo ld_dpo fdpo_forward fdpo_js fdpo_alpha"
+KNOWN = {
+    **dict.fromkeys(_LN2.split(), math.log(2)),
+    **dict.fromkeys(("bco_pair", "nca"), 2 * math.log(2)),
+    **dict.fromkeys(("hinge", "apo_zero", "apo_down"), 1.0),
+    "apo_zero_unpaired": 0.5,
+    "discopop": 0.5 + 0.5 * math.log(2),
+}
 RELOAD_LIMIT = 400_000_000  # parameters; beyond, saving is verified when the run saves
 
 
@@ -149,8 +157,8 @@ def _reference(stage: PreferenceOptimisation, micro: Micro, tolerance: float) ->
     if stage.spec.prepare_needs:
         return
     exact = SequenceLogprobs(micro.reference, sums.length)
-    at_reference = stage.judge(stage.make_loss(), micro, exact, stats.kl).losses
-    found = stage.judge(stage.make_loss(), micro, sums, stats.kl).losses
+    at_reference = stage.judge(stage.make_loss(), micro, exact, stats).losses
+    found = stage.judge(stage.make_loss(), micro, sums, stats).losses
     value = found.mean().item()
     expected = KNOWN.get(stage.spec.name, at_reference.mean().item())
     close = math.isclose(value, expected, rel_tol=0.02, abs_tol=0.02)

@@ -88,5 +88,20 @@ TRAINING: Mapping[str, VerbText] = MappingProxyType(
             "minimise 1 - sigmoid(beta (log(pi/pi_ref)(y) - z0)), mirrored for bad responses",
             "trimtab kto --model-name-or-path runs/sft --dataset-name labelled.jsonl",
         ),
+        "ipo": VerbText(
+            "Align a model on preferences up to a margin and no further (IPO).",
+            "minimise (mean log(pi/pi_ref)(y_w) - mean log(pi/pi_ref)(y_l) - 1/(2 tau))^2",
+            "trimtab ipo --model-name-or-path runs/sft --dataset-name pairs.jsonl --tau 0.1",
+        ),
+        "cpo": VerbText(
+            "Align a model on preferences and likelihood, without a reference model (CPO).",
+            "minimise -log sigmoid(beta log pi(y_w) - beta log pi(y_l)) + NLL(y_w)",
+            "trimtab cpo --model-name-or-path runs/sft --dataset-name pairs.jsonl",
+        ),
+        "bco": VerbText(
+            "Align a model on single responses labelled good or bad, as a classifier (BCO).",
+            "minimise -log sigmoid(beta log(pi/pi_ref)(y) - delta), mirrored for bad responses",
+            "trimtab bco --model-name-or-path runs/sft --dataset-name labelled.jsonl",
+        ),
     }
 )

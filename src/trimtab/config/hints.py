@@ -26,7 +26,15 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 )
 
 # TRL's values of loss_type for losses that have another name here.
-LOSS_TYPES: Mapping[str, str] = MappingProxyType({"sigmoid": "dpo"})
+LOSS_TYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "sigmoid": "dpo",
+        "sigmoid_norm": "ln_dpo",
+        "exo_pair": "exo",
+        "nca_pair": "nca",
+        "sppo_hard": "sppo",
+    }
+)
 
 _TRL = "TRL"
 _HF = "transformers"
@@ -119,6 +127,9 @@ RENAMED: Mapping[str, tuple[str, str]] = MappingProxyType(
         "init_kl_coef": ("kl_coef", "other tools"),
         "attn_implementation": ("attn_layout", _TRL),
         "cpo_alpha": ("nll_weight", _TRL),
+        "discopop_tau": ("loss.tau", _TRL),
+        "f_alpha_divergence_coef": ("loss.alpha", _TRL),
+        "alpha_coef": ("loss.alpha", _TRL),
         "simpo_beta": ("loss.beta", "other tools"),
         "reference_model": ("ref_model_name_or_path", "other tools"),
         "load_in_bf16": ("precision", "other tools"),
@@ -168,7 +179,7 @@ EXPLAINED: Mapping[str, str] = MappingProxyType(
         "adapter": "for LoRA use use_peft=true with lora_r, lora_alpha",
         "finetuning_type": "for LoRA use use_peft=true with lora_r, lora_alpha; for all weights "
         "remove it",
-        "rl": "the verb says it: trimtab dpo, trimtab orpo, trimtab kto, ...",
+        "rl": "the verb says it: trimtab dpo, trimtab ipo, trimtab kto, ...",
         "stage": "the verb says it: trimtab pretrain, trimtab sft, trimtab dpo, ...",
         "dataset_dir": "dataset_name is a path by itself; no registry is needed",
         "dataset_text_field": "use columns, e.g. columns: {text: NAME}",
@@ -199,8 +210,13 @@ EXPLAINED: Mapping[str, str] = MappingProxyType(
         "neftune_noise_alpha": "not offered: the noise would break the masks' and layouts' checks; "
         "remove it",
         "disable_dropout": "dropout of the model is off always; lora_dropout is the adapters' own",
-        "label_smoothing": "it is another loss (cDPO, or robust DPO), not a key of this one; "
-        "remove it",
+        "label_smoothing": "it is another loss and its epsilon: --loss cdpo --epsilon 0.1 (cDPO), "
+        "or --loss robust --epsilon 0.1 (robust DPO)",
+        "loss_weights": "use loss with weights, such as {dpo: 0.8, bco_pair: 0.2, sft: 1.0}",
+        "f_divergence_type": "it is another loss: --loss fdpo_forward, fdpo_js or fdpo_alpha; dpo "
+        "is the reverse KL",
+        "use_weighting": "it is another loss: --loss wpo",
+        "ld_alpha": "it is another loss and its alpha: --loss ld_dpo --alpha 0.5",
         "label_smoothing_factor": "the loss is the log-likelihood as it is; remove it",
         "label_pad_token_id": "masks come from spans, never from a token id; remove it",
         "padding_value": "nothing is padded here; remove it",
@@ -247,12 +263,11 @@ CONTROLS: Mapping[str, str] = MappingProxyType(
 # Verbs of other tools, and names that users try first -> ours.
 FOREIGN_VERBS: Mapping[str, str] = MappingProxyType(
     {
-        "train": "trimtab has a verb per stage: trimtab pretrain, sft, dpo, simpo, orpo, kto",
+        "train": "trimtab has a verb per stage: trimtab pretrain, sft, reward, ppo, dpo, kto, ...",
         "finetune": "use trimtab sft",
         "finetune_lora": "use trimtab sft --use-peft",
         "pt": "use trimtab pretrain",
         "clm": "use trimtab pretrain",
-        "cpo": "use trimtab simpo, which is TRL's cpo with loss_type=simpo",
         "preference": "use trimtab dpo --loss NAME",
         "online-dpo": "use trimtab online_dpo",
         "onlinedpo": "use trimtab online_dpo",
@@ -288,5 +303,8 @@ STAGES: Mapping[str, str] = MappingProxyType(
         "simpo": "simpo",
         "orpo": "orpo",
         "kto": "kto",
+        "ipo": "ipo",
+        "cpo": "cpo",
+        "bco": "bco",
     }
 )

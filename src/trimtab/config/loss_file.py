@@ -10,6 +10,7 @@ import ast
 from pathlib import Path
 
 from trimtab.config.loss_schema import LossSchema, Undeclared, declaration, definition, loss_schemas
+from trimtab.config.loss_sum import SFT
 from trimtab.config.suggest import did_you_mean
 
 # Keys of the recipe's group, and terms of an objective: neither can be the name of anything else.
@@ -52,7 +53,7 @@ def read_loss_file(value: str) -> LossSchema:
         schema = declaration(name, node)
     except Undeclared as error:
         raise LossFileError(f"{path}:{error.line}: {error}") from None
-    for key in schema.parameters.keys() & _TAKEN_KEYS:
+    for key in schema.parameters.keys() & {*_TAKEN_KEYS, *loss_schemas(), SFT}:
         raise LossFileError(
             f"{path}:{node.lineno}: {key}: no hyper-parameter can have this name; the recipe's "
             f"loss.{key} is something else"

@@ -23,6 +23,7 @@ from trimtab.config.values import Number, Whole, conflict
 LOSSES = Path(__file__).resolve().parent.parent / "losses"
 
 LossKind = Literal["pair", "unpaired", "ranking"]
+_OF_REFERENCE = {"reference", "sequence_kl", "reference_tokens", "mismatched_reference"}
 _KINDS: dict[str, LossKind] = {
     "Pair": "pair",
     "SequenceLogprobs": "unpaired",
@@ -50,14 +51,17 @@ class LossSchema(NamedTuple):
     @property
     def needs_reference(self) -> bool:
         """Whether it compares with a reference model."""
-        return bool(self.needs & {"reference", "sequence_kl", "mismatched_reference"})
+        return bool(self.needs & _OF_REFERENCE)
 
     def refusal(self, key: str) -> str:
         """Why ``key`` is no hyper-parameter, and which one it may have been meant to be."""
         others = [n for n, s in loss_schemas().items() if key in s.parameters]
         takes = ", ".join(self.parameters) or "no hyper-parameters"
         belongs = f"; {key} belongs to {', '.join(others)}" if others else ""
-        hint = did_you_mean(key, self.parameters)
+        known = [*self.parameters]
+        if any("." in name for name in known):  # a sum: the name of a member, misspelt
+            known += loss_schemas()
+        hint = did_you_mean(key, known)
         return f"{self.name} takes {takes}{belongs}{hint}"
 
 

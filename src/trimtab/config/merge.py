@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from trimtab.config.hints import ALIASES, CONTROLS, EXPLAINED, LOSS_TYPES, RENAMED
 from trimtab.config.loss_schema import loss_schemas
+from trimtab.config.loss_sum import WEIGHT, is_member
 from trimtab.config.schema import Key, loss_keys, recipe_keys
 from trimtab.config.suggest import nearest
 from trimtab.config.values import as_list, as_mapping, parse_columns
@@ -137,6 +138,9 @@ def _walk(
         if path in found:
             raise RecipeError(f"{path}: given twice ({found[path].where} and {place})")
         key = keys.get(path)
+        if path.startswith("loss.") and is_member(path.removeprefix("loss.")):
+            _walk_member(value, path, raw_path, where, found)
+            continue
         if key is None or key.shape != "group":
             found[path] = Given(value, place, _places(value, raw_path, path, where))
             continue
@@ -153,6 +157,18 @@ def _walk(
         else:
             inside = ", ".join(k.removeprefix(f"{path}.") for k in keys if k.startswith(f"{path}."))
             raise RecipeError(f"{path}: {value!r} is not a group of keys ({place}): {inside}")
+
+
+def _walk_member(
+    value: Any, path: str, raw_path: str, where: Callable[[str], str], found: dict[str, Given]
+) -> None:
+    """A member of a sum of losses: its weight, or its weight and hyper-parameters."""
+    inner = as_mapping(value)
+    if inner is None:
+        found[f"{path}.{WEIGHT}"] = Given(value, where(raw_path), {})
+        return
+    for name, item in inner.items():
+        found[f"{path}.{name.replace('-', '_')}"] = Given(item, where(f"{raw_path}.{name}"), {})
 
 
 # Aliases of other tools that a note tells about; short forms of ours need none.
@@ -172,8 +188,8 @@ def _translate(name: str, value: Any, where: str) -> Any:
     if name == "loss_type":
         if not isinstance(value, str):
             raise RecipeError(
-                f"loss_type: {value!r} is not one loss ({where}); use loss, and nll_weight for "
-                "TRL's 'sft'"
+                f"loss_type: {value!r} is not one loss ({where}); use loss with weights, such as "
+                "{dpo: 0.8, bco_pair: 0.2, sft: 1.0}"
             )
         return LOSS_TYPES.get(value, value)
     return value

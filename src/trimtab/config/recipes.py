@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from trimtab.config.data_keys import DataKeys, DatasetSpec, Keys, LengthKeys, MixSpec
 from trimtab.config.keys import (
@@ -22,10 +21,8 @@ from trimtab.config.keys import (
     WarmupSteps,
     WeightDecay,
 )
-from trimtab.config.loss_file import LossFileError, read_loss_file
-from trimtab.config.loss_schema import LossSchema, loss_schema, loss_schemas, read_parameter
-from trimtab.config.suggest import did_you_mean
-from trimtab.config.values import Location, Number, Whole, as_mapping, conflict
+from trimtab.config.loss_keys import LossChoice
+from trimtab.config.values import Location, Number, Whole, conflict
 
 __all__ = [
     "DatasetSpec",
@@ -231,87 +228,6 @@ class SftRecipe(TrainRecipe, LengthKeys):
     )
 
 
-class LossChoice(Keys):
-    """A preference loss by name or from a file, and all of its hyper-parameters, after reading."""
-
-    name: str = Field(default="dpo", description="Name of the loss.")
-    file: Location | None = Field(
-        default=None,
-        description="A loss of your own, FILE.py:FUNCTION (or a class); its keyword-only "
-        "parameters are keys like those of the built-in ones, e.g. --loss.beta.",
-    )
-    parameters: dict[str, bool | int | float | str | None] = Field(
-        default_factory=dict, description="Its keyword arguments."
-    )
-    _schema: LossSchema = PrivateAttr()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_flat(cls, value: Any) -> Any:
-        """Take ``simpo``, ``{name: simpo, gamma: 1}`` or what ``model_dump`` gave.
-
-        ``{file: my_loss.py:my_loss, beta: 0.2}`` is a loss of the user's own.
-        """
-        if isinstance(value, str):
-            value = {"name": value}
-        given = as_mapping(value)
-        if given is None:
-            return value
-        file = given.pop("file", None)
-        if file is not None and "name" in given:
-            conflict("loss.file", f"{file!r} and name {given['name']!r}: give one of the two")
-        name = given.pop("name", "dpo")
-        given |= as_mapping(given.pop("parameters", None)) or {}
-        schema = _named(name) if file is None else _own(file)
-        return {"name": schema.name, "file": file, "parameters": _parameters(schema, given)}
-
-    @model_serializer
-    def _flat(self) -> dict[str, Any]:
-        start = {"name": self.name} if self.file is None else {"file": self.file}
-        return {**start, **self.parameters}
-
-    def model_post_init(self, context: Any) -> None:
-        """Read the declaration once: a user's file may change while the run is being built."""
-        self._schema = _named(self.name) if self.file is None else _own(self.file)
-
-    @property
-    def schema_(self) -> LossSchema:
-        """What the loss declares about itself."""
-        return self._schema
-
-
-def _named(name: Any) -> LossSchema:
-    schema = loss_schema(name)
-    if schema is None:
-        names = sorted(loss_schemas())
-        own = f"; for a loss of your own use loss.file ({name})" if ".py" in str(name) else ""
-        conflict(
-            "loss",
-            f"{name!r} is no loss here; losses are {', '.join(names)}"
-            + (own or did_you_mean(str(name), names)),
-        )
-    return schema
-
-
-def _own(file: Any) -> LossSchema:
-    try:
-        return read_loss_file(os.path.expanduser(str(file)))
-    except LossFileError as error:
-        conflict("loss.file", str(error))
-
-
-def _parameters(schema: LossSchema, given: dict[str, Any]) -> dict[str, Any]:
-    for key in given:
-        if key not in schema.parameters:
-            conflict(f"loss.{key}", schema.refusal(key))
-    return {
-        key: read_parameter(f"loss.{key}", parameter, given[key])
-        if key in given
-        else parameter.default
-        for key, parameter in schema.parameters.items()
-    }
-
-
 class LossKeys(Keys):
     """Which preference loss, and the likelihood term beside it."""
 
@@ -319,8 +235,9 @@ class LossKeys(Keys):
 
     loss: LossChoice = Field(
         default_factory=lambda: LossChoice(name="dpo"),
-        description="The loss: a name, or {name, hyper-parameters}. --loss.beta and --beta are "
-        "the same.",
+        description="The loss: a name, {name, hyper-parameters}, or a weighted sum such as "
+        "{dpo: 0.8, bco_pair: 0.2, sft: 1} or 'dpo + 0.1 sft'. --loss.beta and --beta are the "
+        "same.",
     )
     nll_weight: Number = Field(
         default=0.0,

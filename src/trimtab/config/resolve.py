@@ -242,7 +242,7 @@ def derived_output_dir(verb: str, recipe: TrainRecipe) -> str:
     loss = ""
     usual = verb.removeprefix("online_")  # the loss that the verb's name says
     if isinstance(recipe, LossKeys) and recipe.loss.name != usual:
-        loss = f"-{recipe.loss.name}"
+        loss = f"-{recipe.loss.schema_.name}"
     return f"runs/{verb}{loss}-{_stem(model)}-{data}"
 
 

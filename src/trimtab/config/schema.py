@@ -158,7 +158,7 @@ def _label(field: FieldInfo) -> str:
     if annotation is str:
         return "text"
     if annotation is LossChoice:
-        return "|".join(loss_schemas())
+        return "a name or a sum"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "group"
     return "list"

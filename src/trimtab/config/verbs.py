@@ -38,6 +38,9 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             Verb("simpo", PreferenceRecipe, loss="simpo"),
             Verb("orpo", PreferenceRecipe, loss="orpo"),
             Verb("kto", PreferenceRecipe, loss="kto"),
+            Verb("ipo", PreferenceRecipe, loss="ipo"),
+            Verb("cpo", PreferenceRecipe, loss="cpo"),
+            Verb("bco", PreferenceRecipe, loss="bco"),
         )
     }
 )
@@ -60,6 +63,33 @@ LOSS_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "nll_span": "prompt_and_completion",
         },
         "kto": {"max_grad_norm": 1.0},
+        "ipo": {"max_grad_norm": 1.0},
+        "cpo": {"nll_weight": 1.0},
+        "bco": {
+            "learning_rate": 5e-7,
+            "per_device_train_batch_size": 128,
+            "max_grad_norm": 1.0,
+        },
+        "simpo_ratio": {
+            "per_device_train_batch_size": 128,
+            "lr_scheduler_type": "cosine",
+            "max_grad_norm": 1.0,
+        },
+        "alphapo": {
+            "learning_rate": 7e-7,
+            "per_device_train_batch_size": 128,
+            "lr_scheduler_type": "cosine",
+            "max_grad_norm": 1.0,
+        },
+        "robust": {"per_device_train_batch_size": 16},
+        "apo_zero": {"learning_rate": 2e-7},
+        "apo_down": {"learning_rate": 2e-7},
+        "nca": {"learning_rate": 5e-6, "per_device_train_batch_size": 32},
+        "nca_rewards": {"learning_rate": 5e-6, "per_device_train_batch_size": 32},
+        "infonca": {"learning_rate": 5e-6, "per_device_train_batch_size": 32},
+        "sppo": {"learning_rate": 5e-7},
+        "ln_dpo": {"learning_rate": 5e-7, "max_grad_norm": 1.0},
+        "discopop": {"learning_rate": 5e-7},
     }
 )
 

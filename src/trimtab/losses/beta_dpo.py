@@ -15,10 +15,12 @@ _SMALLEST_BETA = 1e-3
 
 
 class BetaDPO:
-    """beta-DPO: DPO with one beta per optimizer step, on the pairs whose gap is not an outlier.
+    """beta-DPO: -log sigmoid(beta_b (a_w - a_l)) on the kept pairs, beta_b that of the step.
 
-    Wu et al. 2024, arXiv:2407.08639, as in the authors' code. With the gaps M = a_w - a_l of all
-    pairs of a step (raw, without beta), ``prepare``
+    Wu et al. 2024, arXiv:2407.08639, as in the authors' code: one beta per optimizer step, on the
+    pairs whose gap is no outlier. With the gaps M = a_w - a_l of all pairs of a step (raw, without
+    beta), ``prepare``
+
 
     1. moves the running mean and standard deviation: m <- momentum m + (1 - momentum) mean(M);
     2. keeps a share ``keep`` of the pairs, drawn without replacement with probability

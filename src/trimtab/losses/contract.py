@@ -10,17 +10,22 @@ responses, R rankings of at most K:
 policy                 Pair | SequenceLogprobs | Ranking     with gradient
 reference              as policy                             the frozen reference, no gradient
 sequence_kl            PairValues, each [P]                  sum over tokens KL(reference||policy)
+log_square             PairValues, each [P]                  sum over tokens log sum_v policy(v)^2
+policy_tokens          PairTokens, each [P, T]               of which policy's sums are, gradient
+reference_tokens       PairTokens, each [P, T]               of which the reference's sums are
 margins                Tensor [P]                            the data's margin of each pair
 labels                 Tensor [N] bool                       True = desirable
+scores                 Tensor [R, K]                         the data's scores, best to worst
 mismatched_policy      SequenceLogprobs                      prompts with responses of other rows
 mismatched_reference   SequenceLogprobs                      the same rows under the reference
 generator              torch.Generator                       for random draws, one per step
 =====================  ====================================  =====================================
 
-Margins and KLs are those of pairs, labels those of unpaired losses; the last three are for
-``prepare``, which gives None or weights of the step's pairs. A loss that changes over steps has
-``state_dict`` and ``load_state_dict`` of plain floats, and starts from an instance that has
-prepared nothing: evaluation calls such a one.
+Margins, KLs, squares and tokens are those of pairs, labels those of unpaired losses, scores those
+of rankings; ``log_square`` has no gradient. The last three are for ``prepare``, which gives None or
+weights of the step's pairs. A loss that changes over steps has ``state_dict`` and
+``load_state_dict`` of plain floats, and starts from an instance that has prepared nothing:
+evaluation calls such a one.
 """
 
 from __future__ import annotations
@@ -35,21 +40,35 @@ from torch import Tensor
 
 from trimtab.losses.types import (
     Pair,
+    PairTokens,
     PairValues,
     PreferenceTerms,
     Ranking,
     RankingTerms,
     SequenceLogprobs,
+    TokenLogprobs,
     UnpairedTerms,
 )
 
 Kind = Literal["pair", "unpaired", "ranking"]
 KINDS: dict[str, Kind] = {"Pair": "pair", "SequenceLogprobs": "unpaired", "Ranking": "ranking"}
 CALL_INPUTS: dict[Kind, frozenset[str]] = {
-    "pair": frozenset({"policy", "reference", "sequence_kl", "margins"}),
+    "pair": frozenset(
+        {
+            "policy",
+            "reference",
+            "sequence_kl",
+            "log_square",
+            "policy_tokens",
+            "reference_tokens",
+            "margins",
+        }
+    ),
     "unpaired": frozenset({"policy", "reference", "labels"}),
-    "ranking": frozenset({"policy", "reference"}),
+    "ranking": frozenset({"policy", "reference", "scores"}),
 }
+# Computed with the gradient, which comes after ``prepare``.
+OF_THE_CALL = frozenset({"sequence_kl", "log_square", "policy_tokens", "reference_tokens"})
 STEP_INPUTS = frozenset({"mismatched_policy", "mismatched_reference", "generator"})
 INPUTS = STEP_INPUTS | {name for inputs in CALL_INPUTS.values() for name in inputs}
 TERMS: dict[Kind, type[PreferenceTerms | UnpairedTerms | RankingTerms]] = {
@@ -94,8 +113,7 @@ def describe(name_or_callable: str | Callable[..., Any]) -> LossSpec:
         raise ValueError(f"{name}: annotate its parameter policy with one of {', '.join(KINDS)}")
     if is_class:
         _only_hyperparameters(name, _parameters(settings))
-    # A KL over the vocabulary is computed with the gradient, which comes after ``prepare``.
-    of_step = CALL_INPUTS[kind] - {"sequence_kl"} | STEP_INPUTS
+    of_step = CALL_INPUTS[kind] - OF_THE_CALL | STEP_INPUTS
     return LossSpec(
         name,
         kind,
@@ -157,13 +175,34 @@ def with_gradient(policy: Any) -> Any:
     return policy._replace(sum=policy.sum.detach().clone().requires_grad_())
 
 
+def with_policy(inputs: Mapping[str, Any], policy: Any) -> dict[str, Any]:
+    """The same inputs of a call for another ``policy``; its token log-probs, if any, follow it.
+
+    What a response's sum gains is spread evenly over its tokens, with gradient.
+    """
+    found = {**inputs, "policy": policy}
+    if "policy_tokens" in inputs:
+        found["policy_tokens"] = spread(policy, inputs["policy_tokens"])
+    return found
+
+
+def spread(pair: Pair, tokens: PairTokens) -> PairTokens:
+    """Token log-probs that add up to the sums of ``pair``, each moved by as much."""
+
+    def moved(sums: Tensor, of: TokenLogprobs) -> TokenLogprobs:
+        gain = (sums - of.logp.sum(-1)) / of.mask.sum(-1)
+        return of._replace(logp=of.logp + gain[:, None] * of.mask)
+
+    return PairTokens(*(moved(side.sum, of) for side, of in zip(pair, tokens, strict=True)))
+
+
 def _call(spec: LossSpec, loss: Any, size: int) -> None:
     """One finite loss for each of ``size`` units, with a gradient, and rewards of the right shape.
 
     ValueError otherwise.
     """
     inputs = example(spec, size=size)
-    inputs["policy"] = with_gradient(inputs["policy"])
+    inputs = with_policy(inputs, with_gradient(inputs["policy"]))
     with torch.enable_grad():
         terms: Any = loss(**{key: inputs[key] for key in spec.needs})
     unit, wanted = _UNITS[spec.kind], TERMS[spec.kind]
@@ -217,18 +256,35 @@ def example(
             return responses(lengths[0])
         return Ranking(*responses(lengths[0]), mask)
 
+    def squares() -> PairValues:
+        return PairValues(*(uniform(-1.5, -0.1) * length for length in lengths))
+
     made: dict[str, Callable[[], Any]] = {
         "policy": side,
         "reference": side,
         "sequence_kl": lambda: PairValues(uniform(0.0, 1.0), uniform(0.0, 1.0)),
         "margins": lambda: uniform(0.0, 1.0),
         "labels": lambda: torch.arange(size) % 2 == 0,
+        "scores": lambda: uniform(0.0, 1.0).sort(-1, descending=True).values * mask,
+        "log_square": squares,
         "mismatched_policy": lambda: responses(lengths[1]),
         "mismatched_reference": lambda: responses(lengths[1]),
         "generator": lambda: generator,
     }
     wanted = spec.needs | spec.prepare_needs
-    return {key: make() for key, make in made.items() if key in wanted}
+    found = {key: make() for key, make in made.items() if key in wanted}
+    for key in wanted & {"policy_tokens", "reference_tokens"}:
+        whole = found.get(key.removesuffix("_tokens")) or side()
+        found[key] = PairTokens(*(_tokens(one, generator) for one in whole))
+    return found
+
+
+def _tokens(whole: SequenceLogprobs, generator: torch.Generator) -> TokenLogprobs:
+    """Made-up shares of each sum for its tokens, padded to the longest response."""
+    mask = torch.arange(int(whole.length.max())) < whole.length[:, None]
+    shares = (0.1 + torch.rand(mask.shape, generator=generator, dtype=torch.float64)) * mask
+    shares = (shares / shares.sum(-1, keepdim=True)).to(whole.sum.dtype)
+    return TokenLogprobs(whole.sum[:, None] * shares, mask)
 
 
 def _look_up(name_or_callable: str | Callable[..., Any]) -> Any:

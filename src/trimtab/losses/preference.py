@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
+from trimtab.losses.pairs import log_ratios, sums, with_rewards
 from trimtab.losses.stable import (
     at_least_fp32,
     log_odds,
-    log_ratio,
     mean_logprob,
     require_non_negative,
     require_positive,
@@ -27,13 +27,8 @@ def dpo_loss(policy: Pair, reference: Pair, *, beta: float = 0.1) -> PreferenceT
     gradient is largest and not zero. Rewards are beta * a.
     """
     require_positive("beta", beta)
-    chosen = log_ratio(policy.chosen, reference.chosen)
-    rejected = log_ratio(policy.rejected, reference.rejected)
-    return PreferenceTerms(
-        -F.logsigmoid(beta * (chosen - rejected)),
-        (beta * chosen).detach(),
-        (beta * rejected).detach(),
-    )
+    chosen, rejected = log_ratios(policy, reference)
+    return with_rewards(-F.logsigmoid(beta * (chosen - rejected)), beta, chosen, rejected)
 
 
 def simpo_loss(policy: Pair, *, beta: float = 2.0, gamma: float = 1.0) -> PreferenceTerms:
@@ -47,11 +42,32 @@ def simpo_loss(policy: Pair, *, beta: float = 2.0, gamma: float = 1.0) -> Prefer
     require_non_negative("gamma", gamma)
     chosen = mean_logprob(policy.chosen)
     rejected = mean_logprob(policy.rejected)
-    return PreferenceTerms(
-        -F.logsigmoid(beta * (chosen - rejected) - gamma),
-        (beta * chosen).detach(),
-        (beta * rejected).detach(),
-    )
+    losses = -F.logsigmoid(beta * (chosen - rejected) - gamma)
+    return with_rewards(losses, beta, chosen, rejected)
+
+
+def simpo_ratio_loss(
+    policy: Pair, *, beta: float = 2.0, gamma_beta_ratio: float = 0.5
+) -> PreferenceTerms:
+    """SimPO as its authors' code asks for it: -log sigmoid(beta (s_w - s_l - gamma_beta_ratio)).
+
+    Meng et al. 2024, arXiv:2405.14734, github.com/princeton-nlp/SimPO: ``simpo_loss`` with gamma =
+    beta * gamma_beta_ratio. Rewards are beta * s.
+    """
+    require_non_negative("gamma_beta_ratio", gamma_beta_ratio)
+    return simpo_loss(policy, beta=beta, gamma=beta * gamma_beta_ratio)
+
+
+def cpo_loss(policy: Pair, *, beta: float = 0.1) -> PreferenceTerms:
+    """CPO's preference term: -log sigmoid(beta (S_w - S_l)), from sums, without a reference.
+
+    Xu et al. 2024, arXiv:2401.08417, Eq. 3. Its likelihood of the chosen response is a term of its
+    own with another unit (tokens), added by the algorithm, as in the authors' code; the paper
+    writes a sum. Rewards are beta * S.
+    """
+    require_positive("beta", beta)
+    chosen, rejected = sums(policy)
+    return with_rewards(-F.logsigmoid(beta * (chosen - rejected)), beta, chosen, rejected)
 
 
 def orpo_loss(policy: Pair, *, beta: float = 0.1) -> PreferenceTerms:
@@ -64,11 +80,23 @@ def orpo_loss(policy: Pair, *, beta: float = 0.1) -> PreferenceTerms:
     """
     require_non_negative("beta", beta)
     log_odds_ratio = log_odds(policy.chosen) - log_odds(policy.rejected)
-    return PreferenceTerms(
-        -beta * F.logsigmoid(log_odds_ratio),
-        (beta * mean_logprob(policy.chosen)).detach(),
-        (beta * mean_logprob(policy.rejected)).detach(),
-    )
+    chosen, rejected = mean_logprob(policy.chosen), mean_logprob(policy.rejected)
+    return with_rewards(-beta * F.logsigmoid(log_odds_ratio), beta, chosen, rejected)
+
+
+def tdpo1_loss(
+    policy: Pair, reference: Pair, sequence_kl: PairValues, *, beta: float = 0.1
+) -> PreferenceTerms:
+    """TDPO1: -log sigmoid(beta (a_w - a_l) - beta (K_l - K_w)), from sums.
+
+    Zeng et al. 2024, arXiv:2404.11999: TDPO2's sum with alpha = 1 and with the gradient through
+    both KLs. Rewards are beta * a as in DPO; the authors log beta (a + K).
+    """
+    require_positive("beta", beta)
+    chosen, rejected = log_ratios(policy, reference)
+    kl_gap = at_least_fp32(sequence_kl.rejected) - at_least_fp32(sequence_kl.chosen)
+    losses = -F.logsigmoid(beta * (chosen - rejected - kl_gap))
+    return with_rewards(losses, beta, chosen, rejected)
 
 
 def tdpo2_loss(
@@ -87,12 +115,8 @@ def tdpo2_loss(
     """
     require_positive("beta", beta)
     require_non_negative("alpha", alpha)
-    chosen = log_ratio(policy.chosen, reference.chosen)
-    rejected = log_ratio(policy.rejected, reference.rejected)
+    chosen, rejected = log_ratios(policy, reference)
     # Without the stop-gradient the policy could lower the loss by leaving the reference on y_w.
     kl_gap = at_least_fp32(sequence_kl.rejected) - at_least_fp32(sequence_kl.chosen).detach()
-    return PreferenceTerms(
-        -F.logsigmoid(beta * (chosen - rejected - alpha * kl_gap)),
-        (beta * chosen).detach(),
-        (beta * rejected).detach(),
-    )
+    losses = -F.logsigmoid(beta * (chosen - rejected - alpha * kl_gap))
+    return with_rewards(losses, beta, chosen, rejected)

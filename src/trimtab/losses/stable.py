@@ -39,6 +39,19 @@ def log1mexp(x: Tensor) -> Tensor:
     return torch.where(close, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
+EXPONENT_LIMIT = 20.0  # nats; the square of exp(50) is beyond fp32, and so would be its gradient
+
+
+def capped_exp(x: Tensor) -> Tensor:
+    """exp(x) up to x = 20, and exp(20), without gradient, beyond."""
+    return at_least_fp32(x).clamp(max=EXPONENT_LIMIT).exp()
+
+
+def capped_expm1(x: Tensor) -> Tensor:
+    """exp(x) - 1 up to x = 20, exact near 0; exp(20) - 1, without gradient, beyond."""
+    return torch.expm1(at_least_fp32(x).clamp(max=EXPONENT_LIMIT))
+
+
 def log_odds(policy: SequenceLogprobs) -> Tensor:
     """log(P / (1 - P)) with P = exp(log-probability per token): the odds of ORPO."""
     mean = mean_logprob(policy)

@@ -44,6 +44,23 @@ class PairValues(NamedTuple):
     rejected: Tensor
 
 
+class TokenLogprobs(NamedTuple):
+    """Log-probs of the trained tokens of P responses, in order: ``logp``, ``mask`` [P, T].
+
+    Padded behind the last token to the longest response: 0 where ``mask`` is False.
+    """
+
+    logp: Tensor
+    mask: Tensor
+
+
+class PairTokens(NamedTuple):
+    """Token log-probs of the chosen and the rejected responses of P comparisons, aligned."""
+
+    chosen: TokenLogprobs
+    rejected: TokenLogprobs
+
+
 class PreferenceTerms(NamedTuple):
     """Per-pair ``losses`` [P] and the detached implicit rewards [P] that are logged."""
 

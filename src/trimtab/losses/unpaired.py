@@ -44,12 +44,25 @@ def kto_loss(
     return UnpairedTerms(losses, (beta * log_ratios).detach())
 
 
-class KTO:
-    """KTO with its z0: call ``prepare`` once per optimizer step, then the loss on micro-batches.
+def apo_zero_unpaired_loss(
+    policy: SequenceLogprobs, reference: SequenceLogprobs, labels: Tensor, *, beta: float = 0.1
+) -> UnpairedTerms:
+    """APO-zero of single responses: 1 - sigmoid(beta a) if desirable, sigmoid(beta a) if not.
 
-    z0 estimates KL(policy || reference) from mismatched rows, the prompt of one row with the
-    response of another. Until the first ``prepare`` it is 0, its exact value at the reference.
-    Evaluation that prepares nothing uses the last step's z0, which ``state_dict`` keeps.
+    D'Oosterlinck et al. 2024, arXiv:2408.06266, for labelled responses: KTO with z0 = 0, from sums.
+    ``labels`` [N] bool, True = desirable. The divisor is sequences. Rewards are beta * a.
+    """
+    return kto_loss(policy, reference, labels, policy.sum.new_zeros(()), beta=beta)
+
+
+class KTO:
+    """KTO: 1 - sigmoid(beta (a - z0)) if desirable, 1 - sigmoid(beta (z0 - a)) if not, weighted.
+
+    Ethayarajh et al. 2024, arXiv:2402.01306, with its z0: call ``prepare`` once per optimizer step,
+    then the loss on micro-batches (``kto_loss``). z0 estimates KL(policy || reference) from
+    mismatched rows, the prompt of one row with the response of another. Until the first ``prepare``
+    it is 0, its exact value at the reference. Evaluation that prepares nothing uses the last step's
+    z0, which ``state_dict`` keeps.
     """
 
     def __init__(

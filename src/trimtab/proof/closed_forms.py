@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -63,3 +65,55 @@ def ipo_policy(problem: Problem, tau: float) -> Tensor:
     is the loss). It is not pi*: a preference probability is bounded, and so are the log-ratios.
     """
     return torch.log_softmax(problem.reference + win_rate(problem) / tau, -1)
+
+
+def f_policy(problem: Problem, beta: float, inverse: Callable[[Tensor], Tensor]) -> Tensor:
+    """f-DPO's optimum, log-probs [X, Y]: beta g(log pi / pi_ref) = r - c, c by normalisation.
+
+    ``inverse`` [X, Y] is g's, increasing; where it has a pole (the forward KL's -1 / u at 0, from
+    below) values beyond it are taken as infinite. arXiv:2309.16240.
+    """
+
+    def mass(c: Tensor) -> Tensor:
+        u = (problem.rewards - c[:, None]) / beta
+        return (problem.reference + inverse(u)).nan_to_num(float("inf")).logsumexp(-1)
+
+    c = _root(mass, problem.rewards.amin(-1) - 60 * beta, problem.rewards.amax(-1) + 60 * beta)
+    return problem.reference + inverse((problem.rewards - c[:, None]) / beta)
+
+
+def sppo_policy(problem: Problem, eta: float) -> Tensor:
+    """SPPO's optimum after one round, log-probs [X, Y], responses drawn from the reference.
+
+    The least squares a = eta (P - 1/2), P the win rate against the reference itself, under sum
+    pi_ref exp(a) = 1: a = t - W(lambda exp(t)) with t that target and W Lambert's function. The
+    paper (arXiv:2405.00675) leaves the constraint out: its log Z is taken to be eta / 2.
+    """
+    target = eta * (win_rate(problem._replace(sampling=problem.reference.exp())) - 0.5)
+
+    def moved(log_lambda: Tensor) -> Tensor:
+        return target - _lambert(log_lambda[:, None] + target)
+
+    def mass(log_lambda: Tensor) -> Tensor:
+        return (problem.reference + moved(log_lambda)).logsumexp(-1)
+
+    edge = torch.full_like(target[:, 0], 60.0)
+    return problem.reference + moved(_root(mass, -edge, edge))
+
+
+def _lambert(log_x: Tensor) -> Tensor:
+    """W(x) for x = exp(log_x): W + log W = log x, by Newton's steps on log W."""
+    found = torch.where(log_x > 1, log_x.clamp(min=1).log(), log_x)
+    for _ in range(50):
+        w = found.exp()
+        found = found - (w + found - log_x) / (w + 1)
+    return found.exp()
+
+
+def _root(mass: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """[X] where the falling ``mass`` [X] is 0, by bisection to the last digit."""
+    for _ in range(200):
+        middle = (low + high) / 2
+        above = mass(middle) > 0
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return (low + high) / 2

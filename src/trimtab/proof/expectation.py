@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.losses.contract import LossSpec
-from trimtab.losses.types import Pair, PairValues, Ranking, SequenceLogprobs
+from trimtab.losses.types import (
+    Pair,
+    PairTokens,
+    PairValues,
+    Ranking,
+    SequenceLogprobs,
+    TokenLogprobs,
+)
 from trimtab.proof.closed_forms import win_rate
-from trimtab.proof.preferences import all_pairs, all_rankings
+from trimtab.proof.preferences import Pairs, all_pairs, all_rankings
 from trimtab.proof.problem import Problem
+from trimtab.proof.tabular import TokenTable
 
 RANKED = 3  # responses of a ranking
 
@@ -42,10 +50,7 @@ class Expectation:
         """The expectation for a loss's kind."""
         prompts, responses = problem.shape
         if spec.kind == "pair":
-            pairs = all_pairs(problem)
-            first = pairs.prompt * responses
-            index = torch.stack([first + pairs.winner, first + pairs.loser], 1)
-            return Expectation(spec, problem, index, pairs.weight)
+            return Expectation.of_pairs(spec, problem, all_pairs(problem))
         if spec.kind == "ranking":
             ranked = all_rankings(problem, RANKED)
             index = ranked.prompt[:, None] * responses + ranked.order
@@ -56,8 +61,29 @@ class Expectation:
         weight = torch.cat([drawn * wins, drawn * (1 - wins)])
         return Expectation(spec, problem, every.repeat(2), weight, labels)
 
-    def inputs(self, log_policy: Tensor, sequence_kl: Tensor | None = None) -> dict[str, Any]:
-        """All that the loss's call can name, for log-probs [X, Y] and KLs [X, Y]."""
+    @staticmethod
+    def of_pairs(spec: LossSpec, problem: Problem, pairs: Pairs) -> Expectation:
+        """The expectation of a loss of pairs over a table of them."""
+        first = pairs.prompt * problem.shape[1]
+        index = torch.stack([first + pairs.winner, first + pairs.loser], 1)
+        return Expectation(spec, problem, index, pairs.weight)
+
+    @staticmethod
+    def of_whole_rankings(spec: LossSpec, problem: Problem) -> Expectation:
+        """One ranking a prompt, of all its responses by their rewards, for losses of scores."""
+        prompts, responses = problem.shape
+        order = problem.rewards.argsort(-1, descending=True)
+        index = torch.arange(prompts)[:, None] * responses + order
+        weight = torch.full((prompts,), 1 / prompts, dtype=torch.float64)
+        return Expectation(spec, problem, index, weight)
+
+    def inputs(
+        self, log_policy: Tensor, more: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Any]:
+        """All that the loss's call can name, for log-probs [X, Y].
+
+        ``more``: what only a policy of tokens has, by the input's name (``per_token``).
+        """
         found: dict[str, Any] = {
             "policy": self._compared(log_policy),
             "reference": self._compared(self.problem.reference),
@@ -66,10 +92,19 @@ class Expectation:
         if self.spec.kind == "pair":
             # As for rows without a margin column.
             found["margins"] = torch.zeros_like(self.weight)
-        if sequence_kl is not None:
-            flat = sequence_kl.flatten()
-            found["sequence_kl"] = PairValues(flat[self.index[:, 0]], flat[self.index[:, 1]])
+        if self.spec.kind == "ranking":
+            found["scores"] = self.problem.rewards.flatten()[self.index]
+        for name, values in (more or {}).items():
+            sides = [values.flatten(0, 1)[side] for side in self.index.unbind(1)]
+            if name in ("sequence_kl", "log_square"):
+                found[name] = PairValues(*sides)
+            else:
+                found[name] = PairTokens(*map(self._tokens, sides, self.index.unbind(1)))
         return {name: found[name] for name in self.spec.needs}
+
+    def _tokens(self, logp: Tensor, index: Tensor) -> TokenLogprobs:
+        lengths = self.problem.lengths.repeat(self.problem.shape[0])[index]
+        return TokenLogprobs(logp, torch.arange(logp.shape[-1]) < lengths[:, None])
 
     def _compared(self, log_probs: Tensor) -> Pair | SequenceLogprobs | Ranking:
         sums = log_probs.flatten()
@@ -85,10 +120,27 @@ class Expectation:
         return of(self.index)
 
     def value(
-        self, loss: Callable[..., Any], log_policy: Tensor, sequence_kl: Tensor | None = None
+        self,
+        loss: Callable[..., Any],
+        log_policy: Tensor,
+        more: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """The expected loss, a scalar with gradient."""
-        return (self.weight * loss(**self.inputs(log_policy, sequence_kl)).losses).sum()
+        return (self.weight * loss(**self.inputs(log_policy, more)).losses).sum()
+
+
+def per_token(needs: frozenset[str], policy: TokenTable, start: TokenTable) -> dict[str, Tensor]:
+    """Those inputs of ``needs`` that only a policy of tokens has, for ``start`` as its reference.
+
+    [X, Y], and [X, Y, T] for the log-probs of tokens.
+    """
+    made: dict[str, Callable[[], Tensor]] = {
+        "sequence_kl": lambda: policy.sequence_kl(start),
+        "log_square": policy.log_square,
+        "policy_tokens": policy.token_logprobs,
+        "reference_tokens": lambda: start.token_logprobs().detach(),
+    }
+    return {name: make() for name, make in made.items() if name in needs}
 
 
 class Minimum(NamedTuple):

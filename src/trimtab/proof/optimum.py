@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trimtab.losses.contract import LossSpec
+from trimtab.losses.contract import OF_THE_CALL, LossSpec
 from trimtab.losses.types import SequenceLogprobs
 from trimtab.proof.closed_forms import best_policy, ipo_policy, kl
-from trimtab.proof.expectation import Expectation, minimise
+from trimtab.proof.expectation import Expectation, minimise, per_token
 from trimtab.proof.language import Language
 from trimtab.proof.problem import Problem, setup_e6
 from trimtab.proof.tabular import ResponseTable, TokenTable
@@ -21,6 +21,7 @@ REACHED = 1e-8  # nats of KL
 GONE = -15.0  # nats below the reference; pi* stays above -5
 STILL = 1e-6  # largest entry of the gradient at an optimum
 NEAR = 1e-3  # nats to go by Newton's step at an optimum
+KINK = "not settled: it has kinks, and the search stopped at one"
 
 
 class Optimum(NamedTuple):
@@ -61,7 +62,7 @@ def find_optimum(spec: LossSpec, make: Callable[[], Any], beta: float) -> Optimu
     problem, language = problem_for(beta), Language()
     expectation = Expectation.of(spec, problem)
     start = TokenTable(language, problem.reference).requires_grad_(False)
-    if "sequence_kl" in spec.needs:
+    if spec.needs & OF_THE_CALL:
         policy: nn.Module = TokenTable(language, problem.reference)
     else:
         policy = ResponseTable(problem.reference)
@@ -71,13 +72,17 @@ def find_optimum(spec: LossSpec, make: Callable[[], Any], beta: float) -> Optimu
             loss.prepare(**_at_reference(spec, expectation))
 
     def value() -> Tensor:
-        kls = policy.sequence_kl(start) if isinstance(policy, TokenTable) else None
-        return expectation.value(loss, policy(), kls)
+        more = None
+        if isinstance(policy, TokenTable):
+            more = per_token(spec.needs, policy, start)
+        return expectation.value(loss, policy(), more)
 
     gradient = minimise(policy, value, rounds=6).gradient
+    kink = False
     if not gradient < STILL and _lowest(policy, problem) > GONE:
-        gradient = _settle(policy, value)
-    step = _newton_step(policy, value)
+        kink = _at_a_kink(policy, value)
+        gradient = gradient if kink else _settle(policy, value)
+    step = float(_newton(policy, value).abs().max())
     found = policy().detach()
     best, ipo = best_policy(problem, beta), ipo_policy(problem, beta)
     apart = kl(best, found).item(), kl(ipo, found).item()
@@ -93,7 +98,7 @@ def find_optimum(spec: LossSpec, make: Callable[[], Any], beta: float) -> Optimu
         gradient,
         step,
         lowest,
-        _verdict(*apart, gradient, step, lowest),
+        KINK if kink else _verdict(*apart, gradient, step, lowest),
     )
 
 
@@ -118,7 +123,7 @@ def _lowest(policy: nn.Module, problem: Problem) -> float:
 
 
 def _settle(policy: nn.Module, value: Callable[[], Tensor], steps: int = 500) -> float:
-    """Adam with a rate that goes to 0; the largest entry of the gradient at the end."""
+    """Adam with a rate that goes to 0, then Newton's steps; the gradient's largest entry."""
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.98)
     for _ in range(steps):
@@ -126,7 +131,35 @@ def _settle(policy: nn.Module, value: Callable[[], Tensor], steps: int = 500) ->
         value().backward()
         optimizer.step()
         schedule.step()
-    return float(_gradient(policy, value).abs().max())
+    (parameter,) = policy.parameters()
+    gradient = float(_gradient(policy, value).abs().max())
+    for _ in range(6):
+        before = parameter.detach().clone()
+        with torch.no_grad():
+            parameter -= _newton(policy, value).view_as(parameter)
+        found = float(_gradient(policy, value).abs().max())
+        if not found < gradient:  # too far, or as near as rounding lets it
+            with torch.no_grad():
+                parameter.copy_(before)
+            break
+        gradient = found
+    return gradient
+
+
+def _at_a_kink(policy: nn.Module, value: Callable[[], Tensor], reach: float = 1e-6) -> bool:
+    """Whether the gradient is another one a hair away against its own direction."""
+    (parameter,) = policy.parameters()
+    before = _gradient(policy, value)
+    largest = before.abs().max()
+    if not bool(before.isfinite().all()):
+        return False
+    shift = (reach * before / largest).view_as(parameter)
+    with torch.no_grad():
+        parameter -= shift
+    after = _gradient(policy, value)
+    with torch.no_grad():
+        parameter += shift
+    return bool((after - before).abs().max() > 0.5 * largest)
 
 
 def _gradient(policy: nn.Module, value: Callable[[], Tensor]) -> Tensor:
@@ -135,8 +168,8 @@ def _gradient(policy: nn.Module, value: Callable[[], Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def _newton_step(policy: nn.Module, value: Callable[[], Tensor], h: float = 1e-4) -> float:
-    """Largest entry of Newton's step, with the Hessian by differences of the gradient."""
+def _newton(policy: nn.Module, value: Callable[[], Tensor], h: float = 1e-4) -> Tensor:
+    """Newton's step, flat, with the Hessian by differences of the gradient; else infinities."""
     (parameter,) = policy.parameters()
     flat = parameter.view(-1)
     columns = []
@@ -152,8 +185,8 @@ def _newton_step(policy: nn.Module, value: Callable[[], Tensor], h: float = 1e-4
         gradient = _gradient(policy, value)
     hessian = torch.stack(columns, 1)
     if not bool(hessian.isfinite().all() & gradient.isfinite().all()):
-        return float("inf")
-    return float((torch.linalg.pinv(hessian, rtol=1e-11) @ gradient).abs().max())
+        return torch.full_like(gradient, float("inf"))
+    return torch.linalg.pinv(hessian, rtol=1e-11) @ gradient
 
 
 def _at_reference(spec: LossSpec, expectation: Expectation) -> dict[str, Any]:

@@ -33,20 +33,26 @@ class Rankings(NamedTuple):
     weight: Tensor
 
 
-def all_pairs(problem: Problem) -> Pairs:
+def all_pairs(problem: Problem, *, noise: float = 0.0, itself: bool = False) -> Pairs:
     """Every ordered pair of different responses, with the probability that it is drawn so.
 
-    Two responses are drawn from ``sampling``, independently, and the preference from Bradley-Terry.
-    A pair of one response with itself teaches nothing and is left out; weights sum to what is left
-    of 1.
+    Two responses are drawn from ``sampling``, independently, and the preference from Bradley-Terry;
+    a share ``noise`` of the preferences is then turned round. A pair of one response with itself
+    teaches nothing to losses of differences and is left out, unless ``itself`` is asked for;
+    weights sum to what is left of 1.
     """
     prompts, responses = problem.shape
     drawn = problem.sampling[:, :, None] * problem.sampling[:, None, :]
+    wins = win_probability(problem)
+    wins = (1 - noise) * wins + noise * wins.mT
     # Once drawn as (i, j) and once as (j, i): both are the comparison "i won against j".
-    weight = 2 * drawn * win_probability(problem) / prompts
-    apart = ~torch.eye(responses, dtype=torch.bool).expand_as(weight)
-    prompt, winner, loser = apart.nonzero(as_tuple=True)
-    return Pairs(prompt, winner, loser, weight[apart])
+    weight = 2 * drawn * wins / prompts
+    kept = torch.ones(responses, responses, dtype=torch.bool)
+    if not itself:
+        kept.fill_diagonal_(False)
+    kept = kept.expand_as(weight)
+    prompt, winner, loser = kept.nonzero(as_tuple=True)
+    return Pairs(prompt, winner, loser, weight[kept])
 
 
 def sample_pairs(problem: Problem, count: int, *, seed: int) -> Pairs:
@@ -91,7 +97,7 @@ def all_rankings(problem: Problem, size: int) -> Rankings:
 
 
 def sample_rankings(problem: Problem, size: int, count: int, *, seed: int) -> Rankings:
-    """``count`` rankings of ``all_rankings``, drawn one by one; equal ones are one, with a count."""
+    """``count`` rankings of ``all_rankings``, drawn one by one; weights count equal ones."""
     exact = all_rankings(problem, size)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.multinomial(exact.weight, count, replacement=True, generator=generator)

@@ -43,6 +43,29 @@ class TokenTable(nn.Module):
         finite = self.tokens().masked_fill(~self.language.choices, 0.0)
         return torch.einsum("xpt,ypt->xy", finite, self.language.visits)
 
+    def log_square(self) -> Tensor:
+        """[X, Y] the sum of log sum_v p(v)^2 of the next token over a response's prefixes."""
+        square = (2 * self.tokens().detach()).logsumexp(-1)
+        return square @ self.language.visits.sum(-1).T
+
+    def token_logprobs(self) -> Tensor:
+        """[X, Y, T] log-probs of a response's tokens, T the longest; 0 behind the last one.
+
+        A stop token that nothing else could stand for has log-prob 0.
+        """
+        language, tokens = self.language, self.tokens()
+        found = tokens.new_zeros(tokens.shape[0], len(language.texts), language.longest + 1)
+        rows, places, prefixes, ids = [], [], [], []
+        for row, text in enumerate(language.texts):
+            for place, token in enumerate(language.ids(text)[: language.longest]):
+                rows.append(row)
+                places.append(place)
+                prefixes.append(language.prefixes.index(text[:place]))
+                ids.append(token)
+        every = (slice(None), torch.tensor(rows), torch.tensor(places))
+        found[every] = tokens[:, torch.tensor(prefixes), torch.tensor(ids)]
+        return found
+
     def sequence_kl(self, reference: TokenTable) -> Tensor:
         """[X, Y] the sum of KL(reference || this) of the next token over a response's prefixes."""
         theirs, ours = reference.tokens().detach(), self.tokens()

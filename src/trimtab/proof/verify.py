@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from trimtab.algorithms.recipe_loss import recipe_loss
 from trimtab.config.recipes import LossChoice
 from trimtab.losses.contract import LossSpec
-from trimtab.proof.bench import CHECKS, Bench, Check
+from trimtab.proof.bench import Bench, Check
 from trimtab.proof.optimum import Optimum, find_optimum
+from trimtab.proof.traits import CHECKS
 
 
 class Verdict(NamedTuple):
@@ -53,6 +54,17 @@ def verify(choice: LossChoice) -> Verdict:
     found = recipe_loss(choice)
     parameters = found.parameters
     bench = Bench(found.spec, found.make, parameters)
-    beta = next((float(v) for k in ("beta", "tau") if (v := parameters.get(k)) is not None), 1.0)
+    beta = _strength(parameters)
     checks = tuple(check(bench) for check in CHECKS)
     return Verdict(found.spec, parameters, checks, beta, find_optimum(found.spec, found.make, beta))
+
+
+def _strength(parameters: Mapping[str, Any]) -> float:
+    """beta, under whichever name a loss has it; of a sum, that of the first that has one."""
+    for key, value in parameters.items():
+        name = key.rpartition(".")[2]
+        if name in ("beta", "tau"):
+            return float(value)
+        if name == "eta":
+            return 1 / float(value)
+    return 1.0

@@ -40,9 +40,40 @@ METHODS: dict[str, Method] = {
     "orpo": Method("odds-ratio preference optimisation (ORPO)", "2403.07691"),
     "kto": Method("Kahneman-Tversky optimisation (KTO)", "2402.01306"),
     "ipo": Method("identity preference optimisation (IPO)", "2310.12036"),
-    "robust": Method("robust DPO", "2403.00409"),
+    "ipo_sum": Method("identity preference optimisation over sums (IPO)", "2310.12036"),
+    "cdpo": Method("conservative DPO (cDPO)"),
+    "robust": Method("robust DPO (rDPO)", "2403.00409"),
+    "hinge": Method("a hinge over log-ratios (SLiC, RSO)", "2309.06657"),
+    "slic_hf": Method("sequence likelihood calibration (SLiC-HF)", "2305.10425"),
+    "simpo_ratio": Method("simple preference optimisation (SimPO)", "2405.14734"),
+    "alphapo": Method("AlphaPO", "2501.03884"),
     "cpo": Method("contrastive preference optimisation (CPO)", "2401.08417"),
+    "apo_zero": Method("anchored preference optimisation (APO-zero)", "2408.06266"),
+    "apo_down": Method("anchored preference optimisation (APO-down)", "2408.06266"),
+    "apo_zero_unpaired": Method("unpaired anchored preference optimisation", "2408.06266"),
+    "exo": Method("efficient exact optimisation (EXO)", "2402.00856"),
+    "exo_authors": Method("efficient exact optimisation (EXO)", "2402.00856"),
+    "exo_rewards": Method("efficient exact optimisation of rewards (EXO)", "2402.00856"),
+    "nca": Method("noise contrastive alignment (NCA)", "2402.05369"),
+    "nca_rewards": Method("noise contrastive alignment of rewards (NCA)", "2402.05369"),
+    "infonca": Method("noise contrastive alignment of rewards (InfoNCA)", "2402.05369"),
+    "bco": Method("binary classifier optimisation (BCO)", "2404.04656"),
+    "bco_pair": Method("binary classifier optimisation of pairs (BCO)", "2404.04656"),
+    "sppo": Method("self-play preference optimisation (SPPO)", "2405.00675"),
+    "dpop": Method("DPO-positive (DPOP)", "2402.13228"),
+    "irpo": Method("reasoning preference optimisation (iterative RPO)", "2404.19733"),
+    "rpo": Method("regularised preference optimisation (RPO)", "2405.16436"),
+    "tdpo1": Method("token-level direct preference optimisation (TDPO)", "2404.11999"),
     "tdpo2": Method("token-level direct preference optimisation (TDPO)", "2404.11999"),
+    "wpo": Method("weighted preference optimisation (WPO)", "2406.11827"),
+    "wpo_clamped": Method("weighted preference optimisation (WPO)", "2406.11827"),
+    "r_dpo": Method("length-regularised DPO (R-DPO)", "2403.19159"),
+    "ln_dpo": Method("length-normalised DPO", "2411.15124"),
+    "ld_dpo": Method("length-desensitised DPO (LD-DPO)", "2409.06411"),
+    "discopop": Method("discovered preference optimisation (DiscoPOP)", "2406.08414"),
+    "fdpo_forward": Method("f-DPO with the forward KL", "2309.16240"),
+    "fdpo_js": Method("f-DPO with the Jensen-Shannon divergence", "2309.16240"),
+    "fdpo_alpha": Method("f-DPO with an alpha-divergence", "2309.16240"),
     "beta_dpo": Method("DPO with a dynamic beta (beta-DPO)", "2407.08639"),
     "plackett_luce": Method("DPO over rankings (Plackett-Luce)", "2305.18290"),
 }
@@ -119,7 +150,9 @@ def _front_matter(card: Card) -> str:
 
 
 def _introduction(card: Card) -> str:
-    method = METHODS.get(card.verb, Method(card.verb))
+    # A weighted sum of losses is named after its members.
+    titles = [METHODS.get(name, Method(name)).title for name in card.verb.split("+")]
+    method = METHODS.get(card.verb, Method(" and ".join(titles)))
     start = f"made from {_shown(card.base_model)}" if card.base_model else "trained from scratch"
     paper = ""
     if method.arxiv:
