@@ -42,7 +42,9 @@ CHECKS: Mapping[str, float] = {
     "kl": 1e-4,  # mean of a response, to the reference
     "values": 1e-4,  # mean of a token (PPO)
     "loss": 1e-4,  # of the first optimizer step
-    "grad_norm": 1e-3,  # of that step, relative
+    # Of that step, relative. TRL whitens PPO's advantages by n - 1 and trimtab by n: 5e-4 for 1,024
+    # tokens, 4e-3 for the 128 of --quick.
+    "grad_norm": 5e-3,
 }
 
 

@@ -85,8 +85,8 @@ def test_sides_that_disagree_on_the_first_rollout_fail() -> None:
     for name, value, fails in (
         ("reward", 1.0 + 2e-4, True),
         ("loss", 0.5 + 5e-5, False),
-        ("grad_norm", 2.0 + 1e-3, False),  # relative
-        ("grad_norm", 2.0 + 4e-3, True),
+        ("grad_norm", 2.0 + 6e-3, False),  # relative
+        ("grad_norm", 2.0 + 2e-2, True),
         ("loss", float("nan"), True),
     ):
         other = {**first, "checks": {**first["checks"], name: value}}
