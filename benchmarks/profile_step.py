@@ -20,7 +20,7 @@ from benchmarks import models, on_policy, rows, run, trimtab_on_policy, trimtab_
 
 # By the beginnings of torch's names; what matches none is the rest.
 PARTS: Mapping[str, tuple[str, ...]] = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkl"),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::"),
     "attention": ("aten::_scaled_dot_product", "aten::_flash"),
     "softmax, log-probs": ("aten::exp", "aten::logsumexp", "aten::_softmax", "aten::_log_softmax"),
     "optimizer, clipping": ("aten::_foreach", "aten::_fused", "aten::linalg_vector_norm"),
@@ -54,16 +54,24 @@ class Profile:
         self.stages: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self.seconds = 0.0
         self.running = False
+        self.inside = False  # an overriding method calls the one it overrides
 
     def install(self) -> Callable[[], None]:
         """Take the places of the loop's step and of a rollout's stages; call to give them back."""
         import torch
 
+        from trimtab.algorithms.group import GroupPolicyGradient
         from trimtab.algorithms.on_policy import OnPolicy
+        from trimtab.algorithms.ppo import PPO
         from trimtab.training.loop import Loop
 
         step, profiler = Loop.train_step, torch.profiler.profile()
-        kept = {name: getattr(OnPolicy, name) for name in STAGES}
+        kept: dict[tuple[type, str], Any] = {
+            (owner, name): vars(owner)[name]
+            for owner in (OnPolicy, PPO, GroupPolicyGradient)
+            for name in STAGES
+            if name in vars(owner)
+        }
 
         def profiled(loop: Any) -> None:
             if loop.state.step == self.first:
@@ -80,25 +88,28 @@ class Profile:
                     for event in profiler.key_averages():
                         self.operations[event.key] = event.self_cpu_time_total / 1e6
 
-        def timed(name: str) -> Any:
-            return lambda stage, *rest: self._stage(name, kept[name], stage, *rest)
+        def timed(name: str, method: Any) -> Any:
+            return lambda stage, *rest: self._stage(name, method, stage, *rest)
 
         Loop.train_step = profiled
-        for name in STAGES:
-            setattr(OnPolicy, name, timed(name))
+        for (owner, name), method in kept.items():
+            setattr(owner, name, timed(name, method))
 
         def restore() -> None:
             Loop.train_step = step
-            for name, method in kept.items():
-                setattr(OnPolicy, name, method)
+            for (owner, name), method in kept.items():
+                setattr(owner, name, method)
 
         return restore
 
     def _stage(self, name: str, method: Any, *arguments: Any) -> Any:
+        if self.inside or not self.running:
+            return method(*arguments)
+        self.inside = True
         start = time.perf_counter()
         found = method(*arguments)
-        if self.running:
-            self.stages[name] += time.perf_counter() - start
+        self.stages[name] += time.perf_counter() - start
+        self.inside = False
         return found
 
 

@@ -8,7 +8,16 @@ import pytest
 from benchmarks.trimtab_side import recipe_keys
 from benchmarks.trl_side import arguments
 
-from benchmarks import models, on_policy, rows, run, table, trimtab_on_policy, trl_on_policy
+from benchmarks import (
+    models,
+    on_policy,
+    profile_step,
+    rows,
+    run,
+    table,
+    trimtab_on_policy,
+    trl_on_policy,
+)
 from trimtab.config.resolve import recipe_from_kwargs
 
 
@@ -173,3 +182,19 @@ def test_scores_are_compared_as_well_as_the_loss() -> None:
     assert "scores differs by 0.1" in str(table.disagreement(gap, {"fp32"}))
     assert table.disagreement(table.loss_gap(first, first, "reward"), {"fp32"}) is None
     assert table.loss_gap(first, other, "sft")["scores"] is None
+
+
+def test_every_operation_is_in_one_part_of_the_profile() -> None:
+    seconds = {
+        "aten::addmm": 3.0,
+        "mkldnn::_linear_pointwise": 1.0,
+        "aten::_scaled_dot_product_flash_attention_for_cpu": 2.0,
+        "aten::_foreach_mul_": 0.25,
+        "aten::mul": 0.5,
+    }
+    parts = profile_step.by_part(seconds)
+    assert parts["matrix products"] == 4.0 and parts["attention"] == 2.0
+    assert parts["optimizer, clipping"] == 0.25 and parts[profile_step.REST] == 0.5
+    assert sum(parts.values()) == sum(seconds.values())
+    text = profile_step.lines("part", parts, 6.75)
+    assert text[1].split()[-2:] == ["4.000", "59.3%"]
