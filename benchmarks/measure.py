@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import resource
 import sys
@@ -55,6 +56,7 @@ class Recorder:
     started: float  # time.time() just before the process was started
     begins: list[float] = dataclasses.field(default_factory=list)
     ends: list[float] = dataclasses.field(default_factory=list)
+    cpu: list[float] = dataclasses.field(default_factory=list)
     first_step: float | None = None
     first_step_end: float | None = None
     reference_seconds: float = 0.0
@@ -74,19 +76,26 @@ class Recorder:
             self.peak_before_mb = peak_mb()
             reset_peak()
         self.begins.append(time.perf_counter())
+        self.cpu = self.cpu or [time.process_time()]
 
     def end(self) -> None:
         """An optimizer step has ended."""
         self.ends.append(time.perf_counter())
+        self.cpu.append(time.process_time())
         if self.first_step_end is None:
             self.first_step_end = time.time() - self.started
         self.train_peak_mb = peak_mb()
 
     def result(self) -> dict[str, Any]:
-        """Seconds of each step, from the end of the one before it, so that nothing is left out."""
+        """Seconds of each step, from the end of the one before it, so that nothing is left out.
+
+        ``cpu_seconds`` are those of all threads: what another process takes is not in them, as long
+        as threads that wait for each other do not spin.
+        """
         starts = [self.begins[0], *self.ends[:-1]]
         return {
             "step_seconds": [round(e - s, 4) for s, e in zip(starts, self.ends, strict=True)],
+            "cpu_seconds": [round(b - a, 4) for a, b in itertools.pairwise(self.cpu)],
             "reference_seconds": round(self.reference_seconds, 4),
             "reference_rows": self.reference_rows,
             "seconds_to_first_step": self.first_step,

@@ -1,4 +1,4 @@
-"""The models that are benchmarked, as folders that both sides load. Two are made here, from seeds.
+"""The models that are benchmarked, as folders that both sides load. Some are made here, from seeds.
 
 python -m benchmarks.models --data FOLDER     make what is missing
 """

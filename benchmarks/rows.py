@@ -33,6 +33,12 @@ FIELDS = (
 # max_length tokens of it, so that neither side cuts anything.
 LONGEST = 2400
 
+# Characters of a prompt that is answered in the on-policy cases: some 90 tokens on average.
+PROMPT = (150, 420)
+
+
+HARMLESS = "hh_harmless_base"
+
 
 class RowsChanged(Exception):
     """A data file is not the one that the rows were drawn from."""
@@ -88,6 +94,7 @@ def as_kind(rows: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]
 
     as_is       as they are
     completion  the chosen response of a pair
+    prompts     the prompt alone
     plain       pairs or rankings of one answer each as plain text, see ``_dialogue``
     plain-4     the same, rankings cut to their first four responses
     """
@@ -95,6 +102,8 @@ def as_kind(rows: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]
         return [dict(row) for row in rows]
     if kind == "completion":
         return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+    if kind == "prompts":
+        return [{"prompt": row["prompt"]} for row in rows]
     assert kind in ("plain", "plain-4"), kind
     return [_plain(first_four(row) if kind == "plain-4" else row) for row in rows]
 
@@ -201,6 +210,13 @@ def first(data: Path, parts: Mapping[str, int]) -> dict[str, Any]:
     return pin | {"sha256": digest(rows)}
 
 
+def _short_dialogue(row: Mapping[str, Any]) -> bool:
+    """A prompt of Anthropic's harmless-base set with as many characters as ``PROMPT`` says."""
+    if row["source"] != HARMLESS:
+        return False
+    return PROMPT[0] <= sum(len(text) for _, text in _turns(row["prompt"])) <= PROMPT[1]
+
+
 def _four_in_ascii(row: Mapping[str, Any]) -> bool:
     """At least four responses, in ASCII: of other scripts no tokenizer here knows the words.
 
@@ -214,10 +230,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     data = parser.parse_args().data
-    harmless = "hh_harmless_base"
     pins = {
-        "hh": draw(data, "preference.jsonl", 256, 1, lambda row: row["source"] == harmless),
+        "hh": draw(data, "preference.jsonl", 256, 1, lambda row: row["source"] == HARMLESS),
         "mix": draw(data, "preference.jsonl", 256, 2, lambda row: True),
+        "prompts": draw(data, "preference.jsonl", 128, 5, _short_dialogue),
         "documents": draw(data, "pretrain.jsonl", 256, 3, lambda row: True),
         "kwise": draw(data, "kwise.jsonl", 128, 4, _four_in_ascii),
         "pairs-5000": first(data, {"preference.jsonl": 4920, "preference_eval.jsonl": 80}),

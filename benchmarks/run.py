@@ -24,13 +24,29 @@ from typing import Any
 
 import yaml
 
-from benchmarks import help_time, machine, models, rows, table
+from benchmarks import help_time, machine, models, on_policy, rows, table
 from benchmarks.flops import llama_shape
 
 ROOT = Path(__file__).parents[1]
-TRL_PYTHON = ROOT / "build" / "bench" / "trl" / "bin" / "python"
+ENVIRONMENTS = ROOT / "build" / "bench"
 RESULTS = ROOT / "benchmarks" / "results"
 LIMIT_SECONDS = 3600
+# What a case has that says nothing of it.
+UNNAMED: dict[str, Any] = {
+    "measures": "rows",
+    "keys": {},
+    "lora": None,
+    "kind": "as_is",
+    "pairs_per_row": 1,
+    "peer": "trl",
+    # On-policy cases: responses to a prompt, their tokens, passes over a rollout, other models.
+    "responses_per_row": 1,
+    "new_tokens": 0,
+    "passes": 1,
+    "other_models": {},
+}
+# Mean length of the responses of a rollout, as a share of what was asked for.
+SHORTEST = 0.97
 # How much faster matrix products must be in bf16 to pay for autocast's casts.
 BF16_PAYS = 1.2
 
@@ -55,8 +71,7 @@ def cases_of(names: Sequence[str] | None, *, quick: bool) -> dict[str, dict[str,
     for name, own in text["cases"].items():
         if names and name not in names:
             continue
-        case = {"measures": "rows", "keys": {}, "lora": None, "kind": "as_is", "pairs_per_row": 1}
-        case |= {**text["defaults"], **own}
+        case = {**UNNAMED, **text["defaults"], **own}
         if quick:
             case |= {"batch": 2, "steps": min(case["steps"], 2), "repeats": 1}
         found[name] = case
@@ -113,9 +128,11 @@ def job_of(
     steps = min(arm.get("steps", case["steps"]), case["steps"])
     used = data if case["measures"] == "startup" else data[: steps * case["batch"]]
     names = ("verb", "batch", "max_length", "learning_rate", "max_grad_norm", "pairs_per_row")
+    names += ("responses_per_row", "new_tokens", "passes", "token_budget", "seed", "keys", "lora")
     return {
-        **{name: case[name] for name in (*names, "token_budget", "seed", "keys", "lora")},
+        **{name: case[name] for name in names},
         "model": str(models.folder(case["model"])),
+        "other_models": {k: str(models.folder(m)) for k, m in case["other_models"].items()},
         "rows": rows.as_kind(used, case["kind"]),
         "steps": steps,
         "threads": threads,
@@ -126,12 +143,22 @@ def job_of(
 def run_arm(case: Mapping[str, Any], arm: Mapping[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     """One measurement; a run that did not train on the pinned rows is refused."""
     ours = arm["side"] == "trimtab"
-    python = Path(sys.executable) if ours else TRL_PYTHON
-    module = "benchmarks.trimtab_side" if ours else "benchmarks.trl_side"
+    python = Path(sys.executable) if ours else peer_python(case["peer"])
+    which = "on_policy" if case["verb"] in on_policy.VERBS else "side"
+    module = f"benchmarks.{'trimtab' if ours else 'trl'}_{which}"
     result = process(python, module, job, job["threads"])
-    if case["measures"] != "startup" and result["rows"] != [case["batch"]] * job["steps"]:
-        raise RunFailed(f"trained on {result['rows']} rows, not on {case['batch']} a step")
+    each = case["batch"] * case["responses_per_row"]
+    if case["measures"] != "startup" and result["rows"] != [each] * job["steps"]:
+        raise RunFailed(f"trained on {result['rows']} rows, not on {each} a step")
+    shortest = min(result.get("mean_tokens") or [case["new_tokens"]])
+    if shortest < SHORTEST * case["new_tokens"]:
+        raise RunFailed(f"sampled {shortest:.1f} tokens a response, not {case['new_tokens']}")
     return result
+
+
+def peer_python(name: str) -> Path:
+    """The interpreter of a peer's virtual environment."""
+    return ENVIRONMENTS / name / "bin" / "python"
 
 
 # ---------------------------------------------------------------------- a case
@@ -315,9 +342,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse()
-    if not TRL_PYTHON.exists():
-        raise SystemExit("TRL's virtual environment is missing; make bench makes it")
     cases = cases_of(arguments.cases, quick=arguments.quick)
+    for peer in sorted({case["peer"] for case in cases.values()}):
+        if not peer_python(peer).exists():
+            raise SystemExit(f"TRL's virtual environment {peer} is missing; make bench makes it")
     results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
@@ -339,8 +367,9 @@ def run_all(
     cases: dict[str, dict[str, Any]], results: dict[str, Any], arguments: argparse.Namespace
 ) -> int:
     """Run and save case after case; 1 where an arm failed."""
-    for model in {case["model"] for case in cases.values()}:
-        models.ensure(model, arguments.data)  # before hours of measuring, not in their midst
+    for case in cases.values():  # before hours of measuring, not in their midst
+        for model in (case["model"], *case["other_models"].values()):
+            models.ensure(model, arguments.data)
     if not arguments.cases or "help" in arguments.cases:
         print("help", flush=True)
         results["help"] = help_time.measure(1 if arguments.quick else 5)

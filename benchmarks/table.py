@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks import flops
+from benchmarks import on_policy as replay
 from benchmarks.flops import Shape, training, tree_of
 
 WITH_REFERENCE = ("dpo",)
@@ -27,10 +29,17 @@ def seconds_per_row(run: Mapping[str, Any], warmup: int) -> float:
 
 
 def useful_per_row(
-    shape: Shape, verb: str, trees: Sequence[Sequence[Mapping[str, Any]]], lora_rank: int | None
+    shape: Shape,
+    verb: str,
+    trees: Sequence[Sequence[Mapping[str, Any]]],
+    lora_rank: int | None,
+    passes: int = 1,
 ) -> float:
-    """Useful operations of a row, over the given steps."""
+    """Useful operations of a row, over the given steps; of a response in the on-policy cases."""
     every = [tree_of(tree) for step in trees for tree in step]
+    if verb in replay.VERBS:
+        total = flops.on_policy(shape, every, passes=passes, critic=verb == "ppo")
+        return total / sum(len(tree.branches) for tree in every)
     reference = verb in WITH_REFERENCE
     return training(shape, every, reference=reference, lora_rank=lora_rank) / len(every)
 
@@ -58,18 +67,17 @@ def arm_figures(runs: Sequence[Mapping[str, Any]], warmup: int) -> dict[str, Any
     return found
 
 
-def loss_gap(
-    first: Mapping[str, Any], other: Mapping[str, Any], verb: str
-) -> dict[str, float | None]:
+def loss_gap(first: Mapping[str, Any], other: Mapping[str, Any], verb: str) -> dict[str, Any]:
     """Largest differences of what both sides logged, over the steps that both took.
 
     ``first_loss`` is before any update: the same weights and rows. ``loss`` also has the optimizer
     in it. DPO's first loss is ln 2 whatever the log-probs are, so those are compared as well; the
     other trainers log means where ours logs sums. Of a reward model also the mean score and the
-    mean margin: a loss of random scores says little of each.
+    mean margin: a loss of random scores says little of each. On-policy runs log the steps over the
+    rollout that both sides share; its ``checks`` are before any update.
     """
     pairs = list(zip(first["log"], other["log"], strict=False))
-    found: dict[str, float | None] = {
+    found: dict[str, Any] = {
         "first_loss": abs(pairs[0][0]["loss"] - pairs[0][1]["loss"]),
         "loss": max(abs(a["loss"] - b["loss"]) for a, b in pairs),
         "logps_relative": None,
@@ -84,11 +92,15 @@ def loss_gap(
     if verb == "reward":
         ours, theirs = pairs[0]
         found["scores"] = max(abs(ours[n] - theirs[n]) for n in ("margin", "mean_reward"))
+    if verb in replay.VERBS:
+        found["checks"] = replay.gaps(first, other)
     return found
 
 
-def disagreement(gap: Mapping[str, float | None], precisions: set[str]) -> str | None:
+def disagreement(gap: Mapping[str, Any], precisions: set[str]) -> str | None:
     """Why two arms have not computed the same, in words; None where they have."""
+    if "checks" in gap:
+        return replay.disagreement(gap["checks"])
     limit = LOSS_LIMIT if precisions == {"fp32"} else LOSS_LIMIT_BF16
     for name in ("first_loss", "logps_relative", "scores"):
         value = gap[name]
@@ -132,7 +144,7 @@ def _limit(
     rank = case["lora"]["r"] if case["arms"][name].get("lora") else None
     trees = next(runs for runs in arms.values() if "trees" in runs[0])[0]["trees"]
     timed = trees[case["warmup_steps"] : len(arms[name][0]["rows"])]
-    useful = useful_per_row(shape, case["verb"], timed, rank)
+    useful = useful_per_row(shape, case["verb"], timed, rank, case["passes"])
     found: dict[str, Any] = {"useful_gflop_per_row": useful / 1e9}
     dtype = DTYPES[own["precision"]]
     measured = [m["rates"][dtype] for m in case["machine"]]
@@ -165,8 +177,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     lines = [
         f"# {results['date']}: {machine['cpu']}, {results['threads']} threads",
         "",
-        f"trimtab at {commits}; TRL 1.16.0; up to {results['repeats']} runs an arm, in "
-        "turn, medians; `trimtab / arm` is trimtab's figure divided by the arm's. "
+        f"trimtab at {commits}; TRL 1.16.0 (PPO: 1.12.0); up to {results['repeats']} runs an arm, "
+        "in turn, medians; `trimtab / arm` is trimtab's figure divided by the arm's. "
         "[README.md](../README.md) says what each column means.",
     ]
     cases = results["cases"]

@@ -17,9 +17,9 @@ from benchmarks.measure import LOGGED, Recorder, emit
 PATHS = ("output_dir", "cache_dir", "model_name_or_path", "dataset_name")
 
 
-def recipe_keys(job: dict[str, Any]) -> dict[str, Any]:
-    """The job as keys of a recipe. What is not named is the verb's default."""
-    keys: dict[str, Any] = {
+def common_keys(job: dict[str, Any]) -> dict[str, Any]:
+    """Keys of a recipe that every verb has, and the case's own."""
+    return {
         "model_name_or_path": job["model"],
         "dataset_name": job["data"],
         "output_dir": str(Path(job["scratch"]) / "run"),
@@ -42,6 +42,11 @@ def recipe_keys(job: dict[str, Any]) -> dict[str, Any]:
         "sample_prompts": 0,
         **job["keys"],
     }
+
+
+def recipe_keys(job: dict[str, Any]) -> dict[str, Any]:
+    """The job as keys of a recipe. What is not named is the verb's default."""
+    keys = common_keys(job)
     if job["verb"] == "pretrain":
         keys["context_length"] = job["max_length"]
     else:

@@ -8,7 +8,16 @@ import pytest
 from benchmarks.trimtab_side import recipe_keys
 from benchmarks.trl_side import arguments
 
-from benchmarks import models, rows, run, table
+from benchmarks import (
+    models,
+    on_policy,
+    profile_step,
+    rows,
+    run,
+    table,
+    trimtab_on_policy,
+    trl_on_policy,
+)
 from trimtab.config.resolve import recipe_from_kwargs
 
 
@@ -18,6 +27,8 @@ def job(case: dict[str, Any], arm: dict[str, Any]) -> dict[str, Any]:
 
 
 def pair(kind: str) -> dict[str, Any]:
+    if kind == "prompts":
+        return {"prompt": [{"role": "user", "content": "p"}], "chosen": "c"}
     if kind == "plain-4":
         return {"prompt": "p", "responses": list("abcde"), "ranks": [5, 1, 2, 3, 4]}
     return {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -34,7 +45,9 @@ def test_every_case_can_be_run(name: str) -> None:
     assert next(iter(case["arms"].values()))["side"] == "trimtab"
     for arm in case["arms"].values():
         made = job(case, arm)
-        if arm["side"] == "trimtab":
+        if case["verb"] in on_policy.VERBS:
+            assert_same_rollouts(case, made)
+        elif arm["side"] == "trimtab":
             recipe: Any = recipe_from_kwargs(case["verb"], env={}, **recipe_keys(made)).recipe
             assert recipe.rows_per_step == case["batch"] and not recipe.shuffle
         else:
@@ -43,6 +56,54 @@ def test_every_case_can_be_run(name: str) -> None:
             keys = arguments(made)
             size, times = keys["per_device_train_batch_size"], keys["gradient_accumulation_steps"]
             assert len(pairs) == size * times == case["batch"] * case["pairs_per_row"]
+
+
+def assert_same_rollouts(case: dict[str, Any], made: dict[str, Any]) -> None:
+    """Either side makes as many responses of the same prompts, and as many passes over them."""
+    assert made["rows"][0] == {"prompt": pair("prompts")["prompt"]}
+    responses = case["batch"] * case["responses_per_row"]
+    if made["arm"]["side"] == "trimtab":
+        keys = trimtab_on_policy.recipe_keys(made)
+        recipe: Any = recipe_from_kwargs(case["verb"], env={}, **keys).recipe
+        assert recipe.rows_per_step * recipe.num_generations == responses and not recipe.shuffle
+        assert recipe.max_steps == case["steps"] * recipe.passes
+        assert recipe.max_completion_length == case["new_tokens"] and recipe.temperature == 1.0
+        return
+    keys = trl_on_policy.arguments(made)
+    size, times = keys["per_device_train_batch_size"], keys["gradient_accumulation_steps"]
+    assert size * times == responses
+    if case["verb"] == "ppo":
+        assert keys["total_episodes"] == case["steps"] * responses
+        assert keys["num_ppo_epochs"] == case["passes"] == 4
+    else:
+        assert keys["num_generations"] == 8 and keys["beta"] > 0
+        assert keys["max_steps"] == case["steps"] and keys["num_iterations"] == 1
+
+
+def test_the_first_rollout_is_the_same_on_both_sides() -> None:
+    found = on_policy.fixed_responses(3, 64, 16384, 42)
+    assert found == on_policy.fixed_responses(3, 64, 16384, 42)
+    assert [len(ids) for ids in found] == [64] * 3 and found[0] != found[1]
+    assert all(on_policy.FIRST_WORD <= token < 16384 for ids in found for token in ids)
+    chat = [{"role": "assistant", "content": "aXe."}]
+    assert on_policy.vowels(["p"] * 3, ["aXe.", chat, ""]) == [5.0, 5.0, 0.0]
+
+
+def test_sides_that_disagree_on_the_first_rollout_fail() -> None:
+    first = {"log": [{"loss": 0.5}], "checks": {"reward": 1.0, "loss": 0.5, "grad_norm": 2.0}}
+    for name, value, fails in (
+        ("reward", 1.0 + 2e-4, True),
+        ("loss", 0.5 + 5e-5, False),
+        ("grad_norm", 2.0 + 6e-3, False),  # relative
+        ("grad_norm", 2.0 + 2e-2, True),
+        ("loss", float("nan"), True),
+    ):
+        other = {**first, "checks": {**first["checks"], name: value}}
+        why = table.disagreement(table.loss_gap(first, other, "ppo"), {"fp32"})
+        assert (why is not None) == fails, (name, value)
+        assert why is None or why.startswith(name)
+    with pytest.raises(ValueError, match="one side checks"):
+        table.loss_gap(first, {**first, "checks": {"loss": 0.5, "grad_norm": 2.0}}, "grpo")
 
 
 def test_a_step_of_rankings_is_six_micro_batches_of_pairs() -> None:
@@ -121,3 +182,19 @@ def test_scores_are_compared_as_well_as_the_loss() -> None:
     assert "scores differs by 0.1" in str(table.disagreement(gap, {"fp32"}))
     assert table.disagreement(table.loss_gap(first, first, "reward"), {"fp32"}) is None
     assert table.loss_gap(first, other, "sft")["scores"] is None
+
+
+def test_every_operation_is_in_one_part_of_the_profile() -> None:
+    seconds = {
+        "aten::addmm": 3.0,
+        "mkldnn::_linear_pointwise": 1.0,
+        "aten::_scaled_dot_product_flash_attention_for_cpu": 2.0,
+        "aten::_foreach_mul_": 0.25,
+        "aten::mul": 0.5,
+    }
+    parts = profile_step.by_part(seconds)
+    assert parts["matrix products"] == 4.0 and parts["attention"] == 2.0
+    assert parts["optimizer, clipping"] == 0.25 and parts[profile_step.REST] == 0.5
+    assert sum(parts.values()) == sum(seconds.values())
+    text = profile_step.lines("part", parts, 6.75)
+    assert text[1].split()[-2:] == ["4.000", "59.3%"]

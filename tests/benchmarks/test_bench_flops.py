@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.flops import Tree, adapters, forward, llama_shape, training
+from benchmarks.flops import (
+    Tree,
+    adapters,
+    forward,
+    generation,
+    llama_shape,
+    on_policy,
+    training,
+)
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -86,6 +94,22 @@ def test_lora_spares_the_frozen_weights_gradients() -> None:
     assert adapters(shape, [PAIR], 4) == 2 * factors * 6
     expected = 2 * dense + 3 * attention + 3 * 2 * factors * 6
     assert training(shape, [PAIR], lora_rank=4) == expected
+
+
+def test_a_rollout_by_hand() -> None:
+    shape = llama_shape(CONFIG)
+    group = Tree(trunk=3, branches=(2, 2), targets=4)
+    # Fed while sampling: the prompt and the first token of each response; 6 + 4 + 4 keys are seen.
+    sampling = 2 * BODY * 5 + 2 * 400 * 4 + 4 * 2 * 8 * 14
+    assert generation(shape, [group]) == sampling
+    # Read whole: 7 tokens, which see 6 + 9 + 9 keys.
+    scored = 2 * BODY * 7 + 4 * 2 * 8 * 24
+    reading = scored + 2 * 400 * 4
+    assert on_policy(shape, [group], passes=1, critic=False) == sampling + 4 * reading
+    # PPO: four passes of the policy and of the value model, values and rewards once.
+    expected = sampling + reading + 12 * reading + 2 * scored + 12 * scored
+    assert on_policy(shape, [group], passes=4, critic=True) == expected
+    assert on_policy(shape, [group, group], passes=4, critic=True) == 2 * expected
 
 
 @pytest.mark.parametrize("length", [1, 7])

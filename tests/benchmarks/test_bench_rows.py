@@ -115,6 +115,22 @@ def test_completions_are_the_chosen_responses() -> None:
     assert rows.as_kind([pair(0)], "completion") == [{"prompt": "p0", "completion": "a\u2028b"}]
 
 
+def test_prompts_alone_without_their_answers() -> None:
+    assert rows.as_kind([pair(0)], "prompts") == [{"prompt": "p0"}]
+
+
+def test_prompts_of_some_ninety_tokens_are_drawn() -> None:
+    def row(characters: int, source: str = rows.HARMLESS) -> dict[str, Any]:
+        said = [{"role": "user", "content": "x" * (characters - 5)}]
+        said += [{"role": "assistant", "content": "12345"}]
+        return {"prompt": said, "source": source}
+
+    low, high = rows.PROMPT
+    found = [rows._short_dialogue(row(n)) for n in (low - 1, low, high, high + 1)]
+    assert found == [False, True, True, False]
+    assert not rows._short_dialogue(row(low, source="other"))
+
+
 def test_rankings_are_cut_to_their_first_four() -> None:
     assert rows.first_four(ranking(5, 1, 4, 2, 3))["ranks"] == [4, 1, 3, 2]
     assert rows.first_four(ranking(5, 1, 4, 2, 3))["responses"] == ranking(1, 2, 3, 4)["responses"]
