@@ -168,6 +168,7 @@ def test_reward_rises(world: World, verb: str) -> None:
         learning_rate=1e-2 if verb == "rloo" else 3e-3,
         per_device_train_batch_size=8,
         num_generations=4,
+        num_generations_eval=4,
         logging_steps=6,
         **keys,
     )

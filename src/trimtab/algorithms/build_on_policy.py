@@ -119,6 +119,7 @@ class OnPolicyBuilder:
         recipe = self.recipe
         return RolloutSettings(
             per_prompt=recipe.num_generations,
+            per_held_out=recipe.num_generations_eval,
             max_new_tokens=recipe.max_completion_length,
             temperature=recipe.temperature,
             passes=recipe.passes,

@@ -52,6 +52,7 @@ class RolloutSettings:
     """How rollouts are made and used."""
 
     per_prompt: int
+    per_held_out: int
     max_new_tokens: int
     temperature: float
     passes: int
@@ -175,12 +176,13 @@ class OnPolicy(Stage):
     ) -> Experience:
         """Responses to prompts, with the sampler's log-probs."""
         s = self.settings
+        count = s.per_held_out if number < 0 else s.per_prompt
         params = SamplingParams(max_new_tokens=s.max_new_tokens, temperature=s.temperature)
         params.check_training()
         self.cast.sampler.refresh()
         with frozen(self.policy.model):
             found = self.cast.sampler.sample(
-                [tree.trunk.ids for tree in prompts], s.per_prompt, params, seed=seed
+                [tree.trunk.ids for tree in prompts], count, params, seed=seed
             )
         trees = [
             response_tree(tree.trunk.ids, [one.ids for one in samples], tree.origin)
@@ -254,7 +256,7 @@ class OnPolicy(Stage):
     # ------------------------------------------------------------------ held-out prompts
 
     def evaluate(self, step: int) -> dict[str, Any]:
-        """Mean reward, KL and length on the held-out prompts, sampled once a prompt; the tax."""
+        """Mean reward, KL and length on the held-out prompts; the tax."""
         found: dict[str, Any] = {}
         if self.held_out is not None:
             found |= self._evaluate_prompts(self.held_out)
@@ -281,7 +283,7 @@ class OnPolicy(Stage):
                 continue
             # One value a prompt, so that responses to one prompt do not count as independent.
             whole = values.numel() == len(experience.groups)
-            if whole and self.settings.per_prompt > 1:
+            if whole and self.settings.per_held_out > 1:
                 values = values.double().view(len(prompts), -1).mean(1)
             interval = mean_interval(values.double().numpy())
             found[name] = interval.mean

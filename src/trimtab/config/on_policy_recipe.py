@@ -95,6 +95,9 @@ class RolloutKeys(Keys):
     missing_eos_penalty: Number | None = Field(
         default=None, description="Taken off the score of a response that was cut off."
     )
+    num_generations_eval: Whole = Field(
+        default=1, ge=1, description="Responses to every held-out prompt at an evaluation."
+    )
     ref_model_name_or_path: Location | None = Field(
         default=None,
         description="Reference of the KL; null: the policy as it is at the start of the stage.",
