@@ -192,7 +192,7 @@ def test_reward_rises(world: World, verb: str) -> None:
         world,
         verb,
         max_steps=24,
-        learning_rate=3e-3,
+        learning_rate=1e-2,
         per_device_train_batch_size=8,
         logging_steps=6,
         **keys,
