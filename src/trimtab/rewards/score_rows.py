@@ -119,6 +119,7 @@ def read_rows(
             written = _ours(record, spec.columns or {})
             _refuse_scored(written, shape, part.name, record.line, overwrite)
             origin = Origin(part.name, record.line)
+            assert record.row is not None
             example = plan.examples(record.row, origin, textual=record.textual)[0]
             rows.append(_score_row(example, written, shape))
         except BadRow as problem:
