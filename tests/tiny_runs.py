@@ -118,6 +118,7 @@ def scored(count: int, seed: int = 6) -> list[dict[str, Any]]:
     for _ in range(count):
         size = rng.randint(2, 4)
         responses = [sentence(rng, rng.randint(1, 6)) for _ in range(size)]
-        scores = [rng.choice([0.5, 1.0, 2.5]) for _ in range(size)]
+        scores = [3.0, *(rng.choice([0.5, 1.0]) for _ in range(size - 1))]
+        rng.shuffle(scores)
         rows.append({"prompt": sentence(rng, 3) + "\n", "responses": responses, "scores": scores})
     return rows

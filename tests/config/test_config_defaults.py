@@ -81,7 +81,7 @@ def test_defaults_of_further_losses_are_in_the_text() -> None:
 
 def test_defaults_of_every_loss_are_in_its_table() -> None:
     """The table "Losses of --loss" names each loss without a verb, and what it changes."""
-    rows = re.findall(r"^\| (\w+) \| ([^|`]*) \| [^|]* \|$", DOC.read_text("utf-8"), re.M)
+    rows = re.findall(r"^\| (\w+) \|([^|`]*)\| [^|]* \|$", DOC.read_text("utf-8"), re.M)
     table = {name: cell.strip() for name, cell in rows}
     verbs = {verb.loss or verb.name for verb in VERBS.values()}
     without_verb = loss_schemas().keys() - verbs - {"tdpo2", "beta_dpo", "plackett_luce"}

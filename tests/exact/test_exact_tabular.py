@@ -121,7 +121,9 @@ def test_a_family_of_losses_that_reach_it_too() -> None:
         expectation = Expectation.of(spec, problem)
         minimise(
             policy,
-            lambda p=policy, e=expectation, f=loss: e.value(f, p(), p.sequence_kl(start)),
+            lambda p=policy, e=expectation, f=loss: e.value(
+                f, p(), {"sequence_kl": p.sequence_kl(start)}
+            ),
             rounds=4,
         )
         assert (distance(best, policy().detach()) < REACHED) is reaches

@@ -177,7 +177,7 @@ class PreferenceOptimisation(Stage):
         terms = [Term(self.spec.name, (record.losses * weights).sum(), count, unit)]  # type: ignore[arg-type]
         metrics = record.metrics()
         parts = getattr(self.loss, "parts", {})  # those of a weighted sum, for the log
-        for name, part in parts.items():
+        for name, part in parts.items() if len(parts) > 1 else ():
             metrics[f"loss/{name}"] = Metric((part * weights).sum().item(), count)
         if self.nll_weight:
             preferred = preferred_targets(micro.batch)

@@ -19,10 +19,11 @@ from trimtab.errors import RecipeError, UsageError
 if TYPE_CHECKING:
     from trimtab.proof.verify import Verdict
 
-USAGE = """Usage: trimtab verify-loss FILE.py:FUNCTION | NAME [--beta 0.2 ...] [--json]
+USAGE = """Usage: trimtab verify-loss FILE.py:FUNCTION | NAME | SUM [--beta 0.2 ...] [--json]
 
-Put a preference loss on the bench: your own (docs/losses.md, "Your own loss"), or one of the
-built-in ones by its name. Its hyper-parameters are options; --json prints one JSON object.
+Put a preference loss on the bench: your own (docs/losses.md, "Your own loss"), one of the built-in
+ones by its name, or a weighted sum of those ("dpo + 0.2 hinge"). Its hyper-parameters are options
+(of a sum: --hinge.beta 0.5); --json prints one JSON object.
 
 Its gradient is compared with finite differences; it has to push the right way, to stay finite at
 extreme inputs, and to judge every row for itself: exit code 1 where one of these fails. The rest

@@ -186,7 +186,7 @@ def _translate(name: str, value: Any, where: str) -> Any:
             raise RecipeError(f"bf16: {value!r} is not true or false ({where}); use precision")
         return found
     if name == "loss_type":
-        if not isinstance(value, str):
+        if not isinstance(value, str) or value.startswith("["):
             raise RecipeError(
                 f"loss_type: {value!r} is not one loss ({where}); use loss with weights, such as "
                 "{dpo: 0.8, bco_pair: 0.2, sft: 1.0}"

@@ -274,7 +274,7 @@ def example(
     wanted = spec.needs | spec.prepare_needs
     found = {key: make() for key, make in made.items() if key in wanted}
     for key in wanted & {"policy_tokens", "reference_tokens"}:
-        whole = found.get(key.removesuffix("_tokens")) or side()
+        whole: Any = found.get(key.removesuffix("_tokens")) or side()
         found[key] = PairTokens(*(_tokens(one, generator) for one in whole))
     return found
 

@@ -92,11 +92,16 @@ def describe_sum(weights: Mapping[str, float]) -> LossSpec:
     if len(kinds) > 1:
         listed = ", ".join(f"{name} ({spec.kind})" for name, spec in specs.items())
         raise ValueError(f"{'+'.join(weights)}: a sum is of losses of one kind, and not {listed}")
+    needs: set[str] = set()
+    prepare_needs: set[str] = set()
+    for spec in specs.values():
+        needs |= spec.needs
+        prepare_needs |= spec.prepare_needs
     return LossSpec(
         "+".join(weights),
-        next(iter(kinds)),
-        frozenset().union(*(spec.needs for spec in specs.values())),
-        frozenset().union(*(spec.prepare_needs for spec in specs.values())),
+        next(iter(specs.values())).kind,
+        frozenset(needs),
+        frozenset(prepare_needs),
         {f"{n}.{key}": v for n, spec in specs.items() for key, v in spec.hyperparameters.items()},
         any(spec.stateful for spec in specs.values()),
     )

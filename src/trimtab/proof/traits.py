@@ -178,14 +178,17 @@ def _longer(
     def values(of: Tensor, factor: int) -> Tensor:
         return of * factor if repeated else of
 
+    first, second = factors
     found = dict(inputs)
     for key, value in inputs.items():
         if isinstance(value, (SequenceLogprobs, Ranking)):
-            found[key] = whole(value, factors[1])
-        for kind, change in ((Pair, whole), (PairTokens, tokens), (PairValues, values)):
-            if isinstance(value, kind):
-                sides = zip(value, factors, strict=True)
-                found[key] = kind(*(change(side, factor) for side, factor in sides))
+            found[key] = whole(value, second)
+        elif isinstance(value, Pair):
+            found[key] = Pair(whole(value.chosen, first), whole(value.rejected, second))
+        elif isinstance(value, PairTokens):
+            found[key] = PairTokens(tokens(value.chosen, first), tokens(value.rejected, second))
+        elif isinstance(value, PairValues):
+            found[key] = PairValues(values(value.chosen, first), values(value.rejected, second))
     return found
 
 
