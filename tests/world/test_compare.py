@@ -46,6 +46,8 @@ def test_gains_at_equal_kl_are_paired_by_request() -> None:
     assert gain_at(START, other, 2.5)[:3] == pytest.approx((0.2, 0.2, 0.2))
     assert gain_at(START, one, 1.6, other)[:3] == pytest.approx((0.02, 0.02, 0.02))
     assert np.isnan(gain_at(START, one, 2.5).mean)
+    unsure = Run("unsure", [point(1, [0.6, 0.8], [1.0, 9.0])])
+    assert np.isnan(gain_at(START, unsure, 4.0).mean), "of two requests one is short of it"
     assert np.isnan(gain_at(START, one, 2.5, other).mean)
     uneven = gain_at(START, Run("uneven", [point(1, [0.4, 1.0], [2.0, 2.0])]), 2.0)
     assert uneven[:3] == pytest.approx((0.2, 0.0, 0.4)), "as far as either request alone"

@@ -158,9 +158,9 @@ def run(name: str, demo: Path, folder: Path, settings: Settings, examiner: Exami
     if path.exists():
         return Run.read(path)
     keys = recipe_keys(name, demo, place, settings)
-    start = time.process_time()
+    began = time.process_time()
     done = getattr(trimtab, ARMS[name].verb)(**keys)
-    seconds = time.process_time() - start
+    seconds = time.process_time() - began
     if done.interrupted:
         raise KeyboardInterrupt
     steps = [ARMS[name].steps * (number + 1) for number in range(settings.points)]
@@ -168,7 +168,19 @@ def run(name: str, demo: Path, folder: Path, settings: Settings, examiner: Exami
         examiner.point(place / f"checkpoint-{step}", step, seconds * step / steps[-1])
         for step in steps
     ]
-    found = Run(name, points)
+    return _kept(path, Run(name, points))
+
+
+def start(folder: Path, examiner: Examiner) -> Point:
+    """What sft is worth, examined once."""
+    path = folder / "sft" / "points.json"
+    if path.exists():
+        return Run.read(path).points[0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _kept(path, Run("sft", [examiner.point(None, 0, 0.0)])).points[0]
+
+
+def _kept(path: Path, found: Run) -> Run:
     _write(path, json.dumps(found.record()))
     return found
 
@@ -190,7 +202,7 @@ def compare(demo: Path, folder: Path, settings: Settings) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _write(path, json.dumps(mine))
     examiner = Examiner(demo, settings)
-    start = Run("sft", [examiner.point(None, 0, 0.0)])
+    sft = start(folder, examiner)
     runs: list[Run] = []
     for number, name in enumerate(ARMS, 1):
         found = run(name, demo, folder, settings, examiner)
@@ -202,11 +214,11 @@ def compare(demo: Path, folder: Path, settings: Settings) -> None:
             f"text loss {last.text_loss():.3f}",
             flush=True,
         )
-    text, record = report(start.points[0], runs)
+    text, record = report(sft, runs)
     record = {"settings": dataclasses.asdict(settings), **record}
     _write(folder / "compare.json", json.dumps(record, indent=1))
     _write(folder / "compare.md", text)
-    for name, drawn in charts(start.points[0], runs).items():
+    for name, drawn in charts(sft, runs).items():
         _write(folder / f"{name}.svg", drawn)
     print(f"\n{text}\nThe curves are in {folder / 'compare.json'}, drawn in {folder}/*.svg")
 

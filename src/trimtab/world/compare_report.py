@@ -82,11 +82,14 @@ def value_at(kl: Array, value: Array, level: float) -> Array:
 
 
 def gain_at(start: Point, run: Run, level: float, other: Run | None = None) -> Interval:
-    """Gold reward above sft's at a KL, or above ``other``'s there; NaN where it is not reached.
+    """Gold reward above sft's at a KL, or above ``other``'s there.
 
-    Resamples in which a curve does not reach the level are left out.
+    NaN where a curve does not reach the level for sure, with the lower end of a point's interval:
+    resamples that do not are left out, and with many of them the others would be a choice.
     """
     runs = [run] if other is None else [run, other]
+    if not all(any(mean_interval(p.kl).low >= level for p in one.points) for one in runs):
+        return Interval(np.nan, np.nan, np.nan, len(start.gold))
     columns = [
         column
         for one in runs

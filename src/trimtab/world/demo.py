@@ -285,6 +285,6 @@ What to run next:
   trimtab dpo --model-name-or-path {ladder / "sft"} --dataset-name my_pairs.jsonl
       the same on your own pairs: rows with prompt, chosen and rejected
   python -m trimtab.world.compare --demo {ladder}
-      ppo, grpo, rloo and dpo from the sft model, compared at equal KL (25 minutes)
+      ppo, grpo, rloo and dpo from the sft model, compared at equal KL (nine minutes)
   trimtab dpo --help
       every key; recipes/tiny has small recipes, docs/smollm2.md aligns a real model"""
