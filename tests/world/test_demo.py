@@ -15,12 +15,13 @@ from trimtab.errors import UsageError
 from trimtab.models.tokenizers import train_byte_level_bpe
 from trimtab.world import demo, demo_stories
 from trimtab.world.corpus import held_out_requests, pretrain_documents, sft_rows
-from trimtab.world.demo_stages import FAST, FULL, Size, stages
-from trimtab.world.demo_stories import Storyteller, Told, best_and_worst
+from trimtab.world.demo_stages import FAST, FULL, PASSES, Size, stages
+from trimtab.world.demo_stories import Storyteller, Told, best_and_worst, ranked
 from trimtab.world.gold import gold_reward
 
-TINY = Size(60, 3, 24, 2, 6, 4, 2, 2, 2, 3, 2, 1)
-MODELS = ["pretrain", "sft", "dpo", "simpo", "orpo", "orpo-pretrained"]
+TINY = Size(60, 3, 24, 2, 6, 4, 2, 2, 2, 1, 1, 4, 3, 2, 1)
+MODELS = ["pretrain", "sft", "ppo", "dpo", "simpo", "orpo", "orpo-pretrained"]
+STAGES = [*MODELS[:2], "reward", *MODELS[2:]]
 
 
 @pytest.fixture
@@ -43,25 +44,29 @@ def test_the_demo_leaves_every_number_and_a_seed_fixes_them(
     assert demo.run_demo(output_dir=str(first), seed=3) == 0
     said = capsys.readouterr().err
     assert said.startswith("trimtab demo: ")
-    assert all(f"[{number}/8]" in said for number in range(1, 9))
+    assert all(f"[{number}/10]" in said for number in range(1, 11))
     assert said.count("\n> ") == 3
     found = summary(first)
     assert list(found["models"]) == MODELS
     assert found["models"]["sft"]["kl"]["mean"] == 0
     for name in MODELS:
         measures = found["models"][name]
-        for key in ("gold_reward", "win_rate", "kl", "length"):
+        for key in ("gold_reward", "win_rate", "kl", "length", "learned_reward"):
             assert measures[key]["low"] <= measures[key]["mean"] <= measures[key]["high"]
         stories = demo_stories.read_stories(first / "stories" / f"{name}.jsonl")
         assert len(stories) == TINY.requests * TINY.tellings
         assert all(s["gold"] == gold_reward(s["request"], s["story"]).total for s in stories)
     assert (first / "dpo" / "model.safetensors").exists()
+    asked = {json.loads(line)["prompt"] for line in (first / "data" / "prompts.jsonl").open()}
+    rows = [json.loads(line) for line in (first / "data" / "rankings.jsonl").open()]
+    assert len(asked) == TINY.ppo_prompts
+    assert asked.isdisjoint(row["prompt"] for row in rows)
 
     # What is done is not done again, and comes to the same.
     (first / "summary.json").unlink()
     (first / "stories" / "dpo.jsonl").unlink()
     assert demo.run_demo(output_dir=str(first), seed=3) == 0
-    assert capsys.readouterr().err.count("done in an earlier start") == 7
+    assert capsys.readouterr().err.count("done in an earlier start") == 9
     assert summary(first) == found
     assert demo.run_demo(output_dir=str(again), seed=3) == 0
     assert summary(again) == found
@@ -114,18 +119,23 @@ def test_a_folder_holds_one_demo(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [FULL, FAST])
 def test_every_stage_is_a_recipe(size: Size, tmp_path: Path) -> None:
     runs = stages(tmp_path, size, 7)
-    assert [stage.name for stage in runs] == MODELS
+    assert [stage.name for stage in runs] == STAGES
     for stage in runs:
         recipe = recipe_from_kwargs(stage.verb, **stage.keys).recipe
         assert recipe.seed == 7
         assert recipe.output_dir == str(tmp_path / stage.name)
     assert {stage.name: Path(stage.keys["model_name_or_path"]).name for stage in runs[1:]} == {
         "sft": "pretrain",
+        "reward": "sft",
+        "ppo": "sft",
         "dpo": "sft",
         "simpo": "sft",
         "orpo": "sft",
         "orpo-pretrained": "pretrain",
     }
+    ppo = next(stage for stage in runs if stage.name == "ppo")
+    assert ppo.keys["mix"]["weight"] > 0, "the ptx term"
+    assert size.ppo_prompts == ppo.keys["max_steps"] // PASSES * size.ppo_stories
     for field in dataclasses.fields(Size):
         assert getattr(FAST, field.name) <= getattr(FULL, field.name)
 
@@ -139,24 +149,28 @@ def test_no_row_of_the_demo_is_cut() -> None:
     assert stories[len(stories) * 99 // 100] <= demo_stories.LONGEST
 
 
-# ---------------------------------------------------------------------- pairs
+# ---------------------------------------------------------------------- rankings
 
 
-def test_pairs_are_the_annotators_first_and_last() -> None:
+def test_rankings_are_the_annotators_and_pairs_their_first_and_last() -> None:
     requests = held_out_requests(30)
     good, bad, middle = "The end.", "No story.", sft_rows(1)[0]["completion"]
     golds = {story: gold_reward(requests[0], story).total for story in (good, bad, middle)}
     assert golds[good] == golds[bad] == 0 < golds[middle]
-    rows = best_and_worst(requests, [[bad, middle, good, bad]] * 30, seed=1, noise=0)
+    rows = ranked(requests, [[bad, middle, good, bad]] * 30, seed=1, noise=0)
     assert [row["prompt"] for row in rows] == requests
-    assert all(row["chosen"] == middle and row["rejected"] != middle for row in rows)
-    assert {row["rejected"] for row in rows} == {good, bad}, "ties are broken by a coin"
-    assert best_and_worst(requests[:2], [["x", "x"], ["x", "x"]], seed=1) == []
+    assert all(row["responses"] == [bad, middle, good] for row in rows), "each told once"
+    assert all(row["ranks"][1] == 1 and sorted(row["ranks"]) == [1, 2, 3] for row in rows)
+    pairs = best_and_worst(rows)
+    assert [pair["prompt"] for pair in pairs] == requests
+    assert all(pair["chosen"] == middle for pair in pairs)
+    assert {pair["rejected"] for pair in pairs} == {good, bad}, "ties are broken by a coin"
+    assert ranked(requests[:2], [["x", "x"], ["x", "x"]], seed=1) == []
     # An empty answer would be refused as a row, and ten of them would stop the run.
-    assert best_and_worst(requests[:2], [[" ", middle], ["", "\n"]], seed=1) == []
-    noisy = best_and_worst(requests, [[bad, middle]] * 30, seed=1, noise=2.0)
-    assert 0 < sum(row["chosen"] == bad for row in noisy) < 30
-    assert noisy == best_and_worst(requests, [[bad, middle]] * 30, seed=1, noise=2.0)
+    assert ranked(requests[:2], [[" ", middle], ["", "\n"]], seed=1) == []
+    noisy = ranked(requests, [[bad, middle]] * 30, seed=1, noise=2.0)
+    assert 0 < sum(pair["chosen"] == bad for pair in best_and_worst(noisy)) < 30
+    assert noisy == ranked(requests, [[bad, middle]] * 30, seed=1, noise=2.0)
 
 
 # ---------------------------------------------------------------------- stories
@@ -171,42 +185,43 @@ def test_stories_are_a_function_of_seed_and_purpose(
     teller: Storyteller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo_stories, "LONGEST", 8)
-    monkeypatch.setattr(demo_stories, "BATCH", 4)
     requests = held_out_requests(6)
     counts: list[int] = []
-    told = teller.tell(requests, 1, "test", counts.append)
-    assert [one.request for one in told] == requests
-    assert counts == [4, 6]
+    told = teller.tell(requests, 2, 1, "test", counts.append)
+    assert [one.request for one in told] == [request for request in requests for _ in range(2)]
+    assert counts[-1] == 12
     torch.manual_seed(5)  # of no account
-    assert teller.tell(requests, 1, "test") == told
-    assert teller.tell(requests, 2, "test") != told
-    assert teller.tell(requests, 1, "other") != told
-    twice = teller.tell([requests[0]] * 4, 1, "test")
-    assert len({one.ids for one in twice}) == 4
+    assert teller.tell(requests, 2, 1, "test") == told
+    assert [one.ids for one in teller.tell(requests, 1, 1, "test")] == [
+        one.ids for one in told[::2]
+    ]
+    assert teller.tell(requests, 2, 2, "test") != told
+    assert teller.tell(requests, 2, 1, "other") != told
+    assert len({one.ids for one in teller.tell(requests[:1], 4, 1, "test")}) == 4
 
 
-def test_sampling_follows_the_models_own_distribution(
+def test_log_prob_of_a_told_story_is_the_models(
     teller: Storyteller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first token's frequencies, of prompts that are padded beside longer ones."""
-    monkeypatch.setattr(demo_stories, "LONGEST", 1)
-    short, long = sorted(held_out_requests(40), key=len)[::39]
-    told = teller.tell([short, long] * 1500, 4, "frequencies")
-    for request in (short, long):
-        ids = teller.renderer.prompt_ids(request)
+    """What the sampler recorded against a forward pass over the whole story."""
+    monkeypatch.setattr(demo_stories, "LONGEST", 40)
+    told = teller.tell(held_out_requests(5), 3, 1, "test")
+    assert [one.logprob for one in told] == pytest.approx(teller.logprobs(told), abs=1e-3)
+
+
+def test_loss_on_text_by_hand(teller: Storyteller) -> None:
+    documents = pretrain_documents(3, 9)
+    for text, (nats, count) in zip(documents, teller.text_loss(documents), strict=True):
+        ids = torch.tensor([teller.tokenizer(text, add_special_tokens=False)["input_ids"]])
         with torch.no_grad():
-            logits = teller.model(input_ids=torch.tensor([ids])).logits[0, -1]
-        expected = logits.softmax(-1)
-        first = torch.tensor([one.ids[0] for one in told if one.request == request])
-        seen = torch.bincount(first, minlength=len(expected)) / len(first)
-        error = (expected * (1 - expected) / len(first)).sqrt()
-        top = expected.topk(5).indices
-        assert (seen[top] - expected[top]).abs().le(4.5 * error[top]).all()
+            logp = teller.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        assert count == ids.shape[1] - 1
+        assert nats == pytest.approx(float(-logp.gather(1, ids[0, 1:, None]).sum()), rel=1e-5)
 
 
 def test_log_probs_of_stories_by_hand(teller: Storyteller) -> None:
     told = [
-        Told(request, "", tuple(teller.renderer.prompt_ids(request)), ids)
+        Told(request, "", tuple(teller.renderer.prompt_ids(request)), ids, 0.0)
         for request, ids in zip(
             held_out_requests(3), [(5, 9, 1), (7,), (300, 2, 8, 40)], strict=True
         )

@@ -18,6 +18,7 @@ def line(gold: float, log_ratio: float = 0.0, tokens: int = 10, story: str = "x"
         "story": story,
         "gold": gold,
         **parts,
+        "learned": 10 * gold,
         "tokens": tokens,
         "log_ratio": log_ratio,
     }
@@ -64,7 +65,7 @@ def test_summary_is_over_requests_and_seeds() -> None:
 def test_the_table_is_aligned_and_leaves_out_what_is_known() -> None:
     told = {"sft": [line(0.2), line(0.4)], "orpo-pretrained": [line(0.6, 12.0), line(0.8, 14.0)]}
     lines = table(summarise([measure(told, 1)]), 0.7)
-    header, _, sft, orpo, note = lines
+    header, _, sft, orpo, note, learned = lines
     for cell in ("win rate against sft", "KL to sft, nats", "length, tokens"):
         start = header.index(cell)
         assert all(row[start - 1] == " " and row[start] != " " for row in (sft, orpo))
@@ -73,6 +74,7 @@ def test_the_table_is_aligned_and_leaves_out_what_is_known() -> None:
     assert "0.700 [0.600, 0.800]" in orpo
     assert "13.0 [12.0, 14.0]" in orpo
     assert "0.700" in note
+    assert "sft 3.00, orpo-pretrained 7.00." in learned
 
 
 def test_an_estimate_just_below_nothing_is_shown_as_nothing() -> None:

@@ -185,7 +185,7 @@ def demo(
     seeds: int = 1,
     fast: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Pretrain, fine-tune and align a tiny model on text made on the spot, in about four minutes.
+    """Pretrain, fine-tune and align a tiny model on text made on the spot, in about five minutes.
 
     Parameters
     ----------

@@ -160,8 +160,9 @@ def teller_pairs(count: int, seed: int) -> list[RankedRow]:
 
 def own_stories(folder: Path, requests: Sequence[str], each: int, seed: int) -> list[list[str]]:
     """Stories of a model on each request, ``each`` of them but for blank ones."""
-    asked = [request for request in requests for _ in range(each)]
-    told = [one.story.strip() for one in Storyteller(folder).tell(asked, seed, "calibrate")]
+    told = [
+        one.story.strip() for one in Storyteller(folder).tell(requests, each, seed, "calibrate")
+    ]
     return [
         [story for story in told[first : first + each] if story]
         for first in range(0, len(told), each)

@@ -1,7 +1,8 @@
 """``trimtab demo``: the ladder on a laptop, in one process.
 
-tokenizer → pretrain → sft → pairs of the sft model's own stories → dpo, simpo, orpo, and orpo
-straight from the pretrained model → every model asked the same held-out requests.
+tokenizer → pretrain → sft → rankings of the sft model's own stories → a reward model and ppo with
+it; dpo, simpo, orpo on pairs of them, and orpo straight from the pretrained model → every model
+asked the same held-out requests.
 
 Text, demonstrations and preferences come from the world in this package, so that the gold reward
 of every model's stories can be computed exactly, on requests that no training row combines. Every
@@ -35,11 +36,13 @@ from trimtab.world.demo_report import (
     summarise,
     table,
 )
-from trimtab.world.demo_stages import FAST, FULL, PAIRS_SAY, SAMPLES, Size, Stage, stages
+from trimtab.world.demo_stages import FAST, FULL, RANKED_SAY, SAMPLES, Size, Stage, stages
 from trimtab.world.demo_stories import (
     Storyteller,
     best_and_worst,
+    ranked,
     read_stories,
+    story_trees,
     write_stories,
 )
 from trimtab.world.gold import gold_reward
@@ -102,8 +105,8 @@ def _ladder(
         _say(f"\n[{number}/{total}] {stage.name}: {stage.says}")
         if not _trained(stage, folder, command):
             return None
-    _say(f"\n[3/{total}] pairs: {PAIRS_SAY.format(samples=SAMPLES, asked=size.asked)}")
-    _write_pairs(folder, size, seed)
+    _say(f"\n[3/{total}] rankings: {RANKED_SAY.format(samples=SAMPLES, asked=size.asked)}")
+    _write_rankings(folder, size, seed)
     for number, stage in enumerate(runs[2:], 4):
         _say(f"\n[{number}/{total}] {stage.name}: {stage.says}")
         if not _trained(stage, folder, command):
@@ -113,7 +116,8 @@ def _ladder(
         f"{'stories' if size.tellings > 1 else 'story'} on each of {size.requests} requests that "
         "no training row combines"
     )
-    return _ask_all(folder, [stage.name for stage in runs], size, seed, requests)
+    tellers = [stage.name for stage in runs if stage.verb != "reward"]
+    return _ask_all(folder, tellers, size, seed, requests)
 
 
 def _trained(stage: Stage, folder: Path, command: list[str]) -> bool:
@@ -166,27 +170,36 @@ def _write_rows(folder: Path, size: Size, seed: int) -> None:
         "answers": sft_rows(size.demonstrations, seed),
         "text_eval": [{"text": text} for text in pretrain_documents(64, seed + 1)],
         "answers_eval": sft_rows(64, seed, split="held_out"),
+        # Behind those that stories are ranked on: ppo's are requests that no ranking answers.
+        "prompts": [
+            {"prompt": request}
+            for request in train_requests(size.asked + size.ppo_prompts, seed)[size.asked :]
+        ],
     }
     for name, part in rows.items():
         write_jsonl(folder / f"{name}.jsonl", part)
 
 
-def _write_pairs(folder: Path, size: Size, seed: int) -> None:
-    """Pairs of the sft model's own stories, compared by a simulated annotator."""
+def _write_rankings(folder: Path, size: Size, seed: int) -> None:
+    """Rankings of the sft model's own stories by a simulated annotator, and pairs of them."""
     data = folder / "data"
     if (data / "pairs_eval.jsonl").exists():  # written last
         _say("done in an earlier start")
         return
     model = Storyteller(folder / "sft")
-    for name, requests in (
-        ("pairs", train_requests(size.asked, seed)),
-        ("pairs_eval", held_out_requests(size.pairs_eval, seed + 1)),
+    for end, requests in (
+        ("", train_requests(size.asked, seed)),
+        ("_eval", held_out_requests(size.pairs_eval, seed + 1)),
     ):
-        asked = [request for request in requests for _ in range(SAMPLES)]
-        with _progress("stories", len(asked)) as done:
-            told = [one.story for one in model.tell(asked, seed, f"demo {name}", done)]
-        samples = [told[first : first + SAMPLES] for first in range(0, len(told), SAMPLES)]
-        write_jsonl(data / f"{name}.jsonl", best_and_worst(requests, samples, seed))
+        with _progress("stories", len(requests) * SAMPLES) as done:
+            told = model.tell(requests, SAMPLES, seed, f"demo rankings{end}", done)
+        samples = [
+            [one.story for one in told[first : first + SAMPLES]]
+            for first in range(0, len(told), SAMPLES)
+        ]
+        rows = ranked(requests, samples, seed)
+        write_jsonl(data / f"rankings{end}.jsonl", rows)
+        write_jsonl(data / f"pairs{end}.jsonl", best_and_worst(rows))
 
 
 @contextmanager
@@ -205,20 +218,24 @@ def _ask_all(
     folder: Path, models: Sequence[str], size: Size, seed: int, requests: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """The stories of every model on the same requests, ``tellings`` of each, kept as files."""
-    asked = [request for request in requests for _ in range(size.tellings)]
-    reference: Storyteller | None = None
-    for name in models:
-        path = folder / "stories" / f"{name}.jsonl"
-        if path.exists():
-            continue
-        reference = reference or Storyteller(folder / REFERENCE)
+    paths = {name: folder / "stories" / f"{name}.jsonl" for name in models}
+    todo = [name for name in models if not paths[name].exists()]
+    if todo:
+        from trimtab.rewards.reward_model import RewardModel
+
+        reference = Storyteller(folder / REFERENCE)
+        judge = RewardModel.load(folder / "reward")
+    for name in todo:
         model = reference if name == REFERENCE else Storyteller(folder / name)
-        with _progress(name, len(asked)) as done:
+        with _progress(name, len(requests) * size.tellings) as done:
             # The same purpose for all: models that agree then tell the same story.
-            told = model.tell(asked, seed, "demo result", done)
-        ours, theirs = model.logprobs(told), reference.logprobs(told)
-        write_stories(path, told, [a - b for a, b in zip(ours, theirs, strict=True)])
-    return {name: read_stories(folder / "stories" / f"{name}.jsonl") for name in models}
+            told = model.tell(requests, size.tellings, seed, "demo result", done)
+        ours = [one.logprob for one in told]
+        theirs = ours if name == REFERENCE else reference.logprobs(told)
+        ratios = [a - b for a, b in zip(ours, theirs, strict=True)]
+        learned = [reward for (reward,) in judge.score_trees(story_trees(told))]
+        write_stories(paths[name], told, ratios, learned)
+    return {name: read_stories(path) for name, path in paths.items()}
 
 
 def _summary(
@@ -251,8 +268,11 @@ def _report(
     )
     for line in table(summary["models"], summary["demonstrations_gold_reward"]):
         _say(line)
-    _say("\nThe first three requests, before and after dpo, with the gold reward of each story:")
-    for line in before_and_after(told, ("sft", "dpo"), summary["tellings"]):
+    _say(
+        "\nThe first three requests, before alignment (sft) and after it (dpo, ppo), with the gold "
+        "reward of each story:"
+    )
+    for line in before_and_after(told, ("sft", "dpo", "ppo"), summary["tellings"]):
         _say(line)
 
 
@@ -264,5 +284,7 @@ What to run next:
       what the preference stages saw, token by token
   trimtab dpo --model-name-or-path {ladder / "sft"} --dataset-name my_pairs.jsonl
       the same on your own pairs: rows with prompt, chosen and rejected
+  python -m trimtab.world.compare --demo {ladder}
+      ppo, grpo, rloo and dpo from the sft model, compared at equal KL (nine minutes)
   trimtab dpo --help
       every key; recipes/tiny has small recipes, docs/smollm2.md aligns a real model"""

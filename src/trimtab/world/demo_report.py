@@ -61,6 +61,7 @@ def measure(told: Mapping[str, Stories], tellings: int) -> dict[str, dict[str, C
             "win_rate": win_rate(column(stories, "gold"), theirs),
             "kl": column(stories, "log_ratio").mean(axis=1),
             "length": column(stories, "tokens").mean(axis=1),
+            "learned_reward": column(stories, "learned").mean(axis=1),
             **{part: column(stories, part).mean(axis=1) for part in WEIGHTS},
         }
         for model, stories in told.items()
@@ -83,7 +84,7 @@ def summarise(ladders: Sequence[Mapping[str, Mapping[str, Cells]]]) -> dict[str,
 
 
 def table(models: Mapping[str, Any], demonstrations: float) -> list[str]:
-    """The result, aligned, with the ceiling and what the demonstrations themselves score."""
+    """The result, aligned; below it the ceiling, the demonstrations, and the learned reward."""
     cells = {
         model: [
             _cell(model, name, found[name], decimals) for name, (_, decimals) in COLUMNS.items()
@@ -102,6 +103,10 @@ def table(models: Mapping[str, Any], demonstrations: float) -> list[str]:
         f"The best a story can score is {CEILING:.0f}; sft's demonstrations score "
         f"{demonstrations:.3f}."
     )
+    learned = ", ".join(
+        f"{model} {found['learned_reward']['mean']:.2f}" for model, found in models.items()
+    )
+    lines += textwrap.wrap(f"The reward model, which judged ppo, gives {learned}.", _WIDTH)
     return lines
 
 

@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trimtab.world import demo_stories
+
 
 @dataclasses.dataclass(frozen=True)
 class Size:
@@ -15,19 +17,33 @@ class Size:
     pretrain_steps: int
     demonstrations: int
     sft_steps: int
-    asked: int  # training requests that pairs are made from
+    asked: int  # training requests that rankings and pairs are made from
     pairs_eval: int  # and held-out ones
     pair_steps: int  # dpo and simpo, 16 pairs a step
     orpo_steps: int  # 8 pairs a step
     pretrained_orpo_steps: int
+    reward_epochs: int  # passes over the rankings, 16 a step
+    ppo_rollouts: int  # PASSES steps on each
+    ppo_stories: int  # of a rollout, each on a request of its own
     requests: int  # held-out requests that every model is asked at the end
     tellings: int  # stories on each of them
     logging_steps: int
 
+    @property
+    def ppo_prompts(self) -> int:
+        """Requests that ppo tells stories on, each of them once."""
+        return self.ppo_rollouts * self.ppo_stories
 
-FULL = Size(6000, 1500, 1000, 120, 512, 48, 64, 128, 160, 192, 2, 100)
-FAST = Size(1000, 220, 240, 30, 40, 8, 8, 10, 12, 16, 1, 20)
-SAMPLES = 4  # stories on each request that a pair is made of
+
+FULL = Size(6000, 1500, 1000, 120, 512, 48, 64, 128, 160, 2, 12, 64, 192, 2, 100)
+FAST = Size(1000, 220, 240, 30, 40, 8, 8, 10, 12, 1, 2, 16, 16, 1, 20)
+SAMPLES = 4  # stories on each request that is ranked
+PASSES = 4  # over a rollout
+
+# The papers' rates are for models of billions of weights; half a million need far more.
+PAIR_RATE = 3e-4
+REWARD_RATE = 1e-3
+ON_POLICY_RATE = 3e-4
 
 
 class Stage(NamedTuple):
@@ -39,15 +55,14 @@ class Stage(NamedTuple):
     keys: dict[str, Any]
 
 
-PAIRS_SAY = (
-    "the sft model tells {samples} stories on each of {asked} requests; an annotator, who errs now "
-    "and then, picks the best and the worst"
+RANKED_SAY = (
+    "the sft model tells {samples} stories on each of {asked} requests, and an annotator, who errs "
+    "now and then, ranks them; the best and the worst make a pair"
 )
 
 
 def stages(folder: Path, size: Size, seed: int) -> list[Stage]:
-    """The training runs in their order; pairs are made between the second and the third."""
-    data = folder / "data"
+    """The training runs in their order; rankings are made between the second and the third."""
     common: dict[str, Any] = {
         "seed": seed,
         "precision": "fp32",
@@ -57,67 +72,90 @@ def stages(folder: Path, size: Size, seed: int) -> list[Stage]:
         "logging_steps": size.logging_steps,
         "cache_dir": str(folder / "cache"),
     }
+    return [
+        _pretrain(folder, size, common),
+        _sft(folder, size, common),
+        _reward(folder, size, common),
+        _ppo(folder, size, common),
+        *_preferences(folder, size, common),
+    ]
+
+
+def _pretrain(folder: Path, size: Size, common: dict[str, Any]) -> Stage:
+    return Stage(
+        "pretrain",
+        "pretrain",
+        "a new model of half a million weights learns to continue text, with a tokenizer made "
+        "for it",
+        {
+            **common,
+            "dataset_name": str(folder / "data" / "text.jsonl"),
+            "eval_dataset_name": str(folder / "data" / "text_eval.jsonl"),
+            "new_tokenizer": {"vocab_size": 1024, "max_rows": 2000},
+            "new_model": {
+                "architecture": "qwen3",
+                "hidden_size": 128,
+                "num_hidden_layers": 2,
+                "max_position_embeddings": 256,
+                "initializer_range": 0.06,
+            },
+            "context_length": 160,
+            # Small steps, many of them: copying from the request is found by step count.
+            "per_device_train_batch_size": 4,
+            "learning_rate": 4e-3,
+            "max_steps": size.pretrain_steps,
+            "sample_prompts": 1,
+            "sample_max_new_tokens": 40,
+            "output_dir": str(folder / "pretrain"),
+        },
+    )
+
+
+def _sft(folder: Path, size: Size, common: dict[str, Any]) -> Stage:
+    return Stage(
+        "sft",
+        "sft",
+        "it learns to answer: only the story is trained, given the request",
+        {
+            **_whole(common),
+            "model_name_or_path": str(folder / "pretrain"),
+            "dataset_name": str(folder / "data" / "answers.jsonl"),
+            "eval_dataset_name": str(folder / "data" / "answers_eval.jsonl"),
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-3,
+            "max_steps": size.sft_steps,
+            "logging_steps": max(1, size.logging_steps // 2),
+            "output_dir": str(folder / "sft"),
+        },
+    )
+
+
+def _whole(common: dict[str, Any]) -> dict[str, Any]:
     # A model learns to start and to end within what it is shown whole: no row is cut here.
-    answers = {**common, "max_length": 256}
+    return {**common, "max_length": 256}
+
+
+def _preferences(folder: Path, size: Size, common: dict[str, Any]) -> list[Stage]:
     pairs = {
-        **answers,
-        "dataset_name": str(data / "pairs.jsonl"),
-        "eval_dataset_name": str(data / "pairs_eval.jsonl"),
+        **_whole(common),
+        "dataset_name": str(folder / "data" / "pairs.jsonl"),
+        "eval_dataset_name": str(folder / "data" / "pairs_eval.jsonl"),
         "logging_steps": max(1, size.logging_steps // 4),
     }
-    # The papers' rates are for models of billions of weights; half a million need far more.
     sixteen = {
         **pairs,
         "model_name_or_path": str(folder / "sft"),
         "per_device_train_batch_size": 16,
-        "learning_rate": 3e-4,
+        "learning_rate": PAIR_RATE,
         "max_steps": size.pair_steps,
     }
-    eight = {**pairs, "per_device_train_batch_size": 8, "lr_scheduler_type": "cosine"}
+    eight = {
+        **pairs,
+        "per_device_train_batch_size": 8,
+        "lr_scheduler_type": "cosine",
+        "beta": 0.1,
+    }
     return [
-        Stage(
-            "pretrain",
-            "pretrain",
-            "a new model of half a million weights learns to continue text, with a tokenizer made "
-            "for it",
-            {
-                **common,
-                "dataset_name": str(data / "text.jsonl"),
-                "eval_dataset_name": str(data / "text_eval.jsonl"),
-                "new_tokenizer": {"vocab_size": 1024, "max_rows": 2000},
-                "new_model": {
-                    "architecture": "qwen3",
-                    "hidden_size": 128,
-                    "num_hidden_layers": 2,
-                    "max_position_embeddings": 256,
-                    "initializer_range": 0.06,
-                },
-                "context_length": 160,
-                # Small steps, many of them: copying from the request is found by step count.
-                "per_device_train_batch_size": 4,
-                "learning_rate": 4e-3,
-                "max_steps": size.pretrain_steps,
-                "sample_prompts": 1,
-                "sample_max_new_tokens": 40,
-                "output_dir": str(folder / "pretrain"),
-            },
-        ),
-        Stage(
-            "sft",
-            "sft",
-            "it learns to answer: only the story is trained, given the request",
-            {
-                **answers,
-                "model_name_or_path": str(folder / "pretrain"),
-                "dataset_name": str(data / "answers.jsonl"),
-                "eval_dataset_name": str(data / "answers_eval.jsonl"),
-                "per_device_train_batch_size": 8,
-                "learning_rate": 1e-3,
-                "max_steps": size.sft_steps,
-                "logging_steps": max(1, size.logging_steps // 2),
-                "output_dir": str(folder / "sft"),
-            },
-        ),
         Stage(
             "dpo",
             "dpo",
@@ -138,7 +176,6 @@ def stages(folder: Path, size: Size, seed: int) -> list[Stage]:
                 **eight,
                 "model_name_or_path": str(folder / "sft"),
                 "learning_rate": 1e-3,
-                "beta": 0.1,
                 "max_steps": size.orpo_steps,
                 "output_dir": str(folder / "orpo"),
             },
@@ -151,9 +188,68 @@ def stages(folder: Path, size: Size, seed: int) -> list[Stage]:
                 **eight,
                 "model_name_or_path": str(folder / "pretrain"),
                 "learning_rate": 1.5e-3,
-                "beta": 0.1,
                 "max_steps": size.pretrained_orpo_steps,
                 "output_dir": str(folder / "orpo-pretrained"),
             },
         ),
     ]
+
+
+def _reward(folder: Path, size: Size, common: dict[str, Any]) -> Stage:
+    return Stage(
+        "reward",
+        "reward",
+        "a model of half the size learns from the rankings to give a story one number",
+        {
+            **_whole(common),
+            "model_name_or_path": str(folder / "sft"),
+            "dataset_name": str(folder / "data" / "rankings.jsonl"),
+            "eval_dataset_name": str(folder / "data" / "rankings_eval.jsonl"),
+            "per_device_train_batch_size": 16,
+            "learning_rate": REWARD_RATE,
+            "num_train_epochs": size.reward_epochs,
+            "logging_steps": max(1, size.logging_steps // 5),
+            "output_dir": str(folder / "reward"),
+        },
+    )
+
+
+def _ppo(folder: Path, size: Size, common: dict[str, Any]) -> Stage:
+    return Stage(
+        "ppo",
+        "ppo",
+        "the sft model tells stories, the reward model judges them, and PPO makes the better ones "
+        "likelier, held near the sft model and, by the ptx term, to the text of pretraining",
+        {
+            **on_policy(folder, common, size.ppo_stories),
+            "mix": ptx(folder),
+            "max_steps": size.ppo_rollouts * PASSES,
+            "logging_steps": PASSES,
+            "num_ppo_epochs": PASSES,
+            "kl_coef": 0.05,
+            "output_dir": str(folder / "ppo"),
+        },
+    )
+
+
+def on_policy(folder: Path, common: dict[str, Any], prompts: int) -> dict[str, Any]:
+    """What on-policy runs from the demo's sft model have in common; ``prompts`` a rollout.
+
+    The gold reward is logged beside the learned one and, with a weight of 0, optimised by nobody.
+    """
+    return {
+        **common,
+        "model_name_or_path": str(folder / "sft"),
+        "dataset_name": str(folder / "data" / "prompts.jsonl"),
+        "reward_model": str(folder / "reward"),
+        "reward_funcs": ["trimtab.world.reward:gold"],
+        "reward_weights": [1.0, 0.0],
+        "max_completion_length": demo_stories.LONGEST,
+        "learning_rate": ON_POLICY_RATE,
+        "per_device_train_batch_size": prompts,
+    }
+
+
+def ptx(folder: Path) -> dict[str, Any]:
+    """The language-model term: 8 documents of pretraining in every optimizer step."""
+    return {"dataset_name": str(folder / "data" / "text.jsonl"), "weight": 0.2, "batch_size": 8}
