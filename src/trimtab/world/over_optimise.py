@@ -41,9 +41,9 @@ SHOWN = ("reward", "watch/gold/mean", "kl", "length", "completions/repetition")
 class Settings:
     """How weak the proxy is, and how long and how loosely it is optimised."""
 
-    rankings: int = 100
+    rankings: int = 200
     share: float = 0.25  # of the policy's weights
-    rollouts: int = 48
+    rollouts: int = 56
     prompts: int = 96  # a rollout
     kl_coef: float = 0.002
     learning_rate: float = 2e-4
