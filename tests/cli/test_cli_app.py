@@ -132,7 +132,7 @@ def test_demo(monkeypatch: pytest.MonkeyPatch) -> None:
         (["train", "--stage", "dpo"], "train: unknown verb; use trimtab dpo"),
         (["train", "--stage=sft", "x"], "train: unknown verb; use trimtab sft"),
         (["train", "x.yaml"], "train: unknown verb; trimtab has a verb per stage: trimtab pretr"),
-        (["cpo"], "cpo: unknown verb; use trimtab simpo"),
+        (["preference"], "preference: unknown verb; use trimtab dpo --loss NAME"),
         (["x.yaml"], "x.yaml: a verb comes first, e.g. trimtab dpo x.yaml"),
         (["dpo", "--lerning-rate", "1"], "lerning_rate: unknown key (command line). Did you mean"),
         (["dpo", "nothing.yaml"], "nothing.yaml: no such recipe file"),
