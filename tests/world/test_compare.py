@@ -95,7 +95,7 @@ def test_the_command_leaves_tables_curves_and_charts(
     monkeypatch.setattr(demo_stories, "LONGEST", 8)
     monkeypatch.setattr(compare, "DOCUMENTS", 2)
     monkeypatch.setattr(compare, "STORIES", 8)
-    chosen = ("ppo", "ppo without ptx", "grpo", "grpo without ptx", "rloo", "dpo beta=0.1")
+    chosen = ("ppo", "ppo without ptx", "grpo", "rloo", "dpo beta=0.1")
     arms = {name: dataclasses.replace(ARMS[name], steps=1) for name in chosen}
     monkeypatch.setattr(compare, "ARMS", arms)
     command = f"compare --demo {demo} --output-dir {out} --points 2 --requests 3 --tellings 1"
@@ -103,12 +103,12 @@ def test_the_command_leaves_tables_curves_and_charts(
     assert main() == 0
     text = (out / "compare.md").read_text()
     assert [line.split(" | ")[0][2:] for line in text.splitlines() if line.startswith("| ")] == [
-        "|",
+        "",
         *("sft", *chosen),
         "KL, nats",
         *"1234",
-        "|",
-        *("ppo", "grpo"),
+        "",
+        "ppo",
     ]
     record = json.loads((out / "compare.json").read_text())
     assert [point["step"] for point in record["curves"]["rloo"]] == [1, 2]
