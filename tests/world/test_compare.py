@@ -95,7 +95,7 @@ def test_the_command_leaves_tables_curves_and_charts(
     monkeypatch.setattr(demo_stories, "LONGEST", 8)
     monkeypatch.setattr(compare, "DOCUMENTS", 2)
     monkeypatch.setattr(compare, "STORIES", 8)
-    chosen = ("ppo", "ppo without ptx", "grpo", "rloo", "dpo beta=0.1")
+    chosen = ("ppo", "ppo without ptx", "grpo", "grpo without ptx", "rloo", "dpo beta=0.1")
     arms = {name: dataclasses.replace(ARMS[name], steps=1) for name in chosen}
     monkeypatch.setattr(compare, "ARMS", arms)
     command = f"compare --demo {demo} --output-dir {out} --points 2 --requests 3 --tellings 1"
@@ -108,7 +108,7 @@ def test_the_command_leaves_tables_curves_and_charts(
         "KL, nats",
         *"1234",
         "",
-        "ppo",
+        *("ppo", "grpo"),
     ]
     record = json.loads((out / "compare.json").read_text())
     assert [point["step"] for point in record["curves"]["rloo"]] == [1, 2]

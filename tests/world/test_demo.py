@@ -83,6 +83,16 @@ def test_two_seeds_and_ctrl_c_between_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two ladders in folders of their own, their requests the same; interrupted, it goes on."""
+    few = ("pretrain", "sft", "reward", "ppo", "dpo")
+    monkeypatch.setattr(
+        demo,
+        "stages",
+        lambda *given: [
+            stage._replace(keys={**stage.keys, "self_check": False})
+            for stage in stages(*given)
+            if stage.name in few
+        ],
+    )
     tell = Storyteller.tell
 
     def interrupted(self: Storyteller, *given: Any) -> Any:

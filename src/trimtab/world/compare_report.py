@@ -269,7 +269,6 @@ def charts(start: Point, runs: Sequence[Run]) -> dict[str, str]:
             [
                 _text_series(start, named[name])
                 for name in (METHODS[0], METHODS[0] + WITHOUT, METHODS[1], METHODS[1] + WITHOUT)
-                if name in named
             ],
             title="What it costs: loss on text of pretraining",
             x=draw.Axis("gold reward"),
