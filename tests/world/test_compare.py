@@ -103,11 +103,11 @@ def test_the_command_leaves_tables_curves_and_charts(
     assert main() == 0
     text = (out / "compare.md").read_text()
     assert [line.split(" | ")[0][2:] for line in text.splitlines() if line.startswith("| ")] == [
-        "|",
+        "",
         *("sft", *chosen),
         "KL, nats",
         *"1234",
-        "|",
+        "",
         *("ppo", "grpo"),
     ]
     record = json.loads((out / "compare.json").read_text())

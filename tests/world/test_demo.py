@@ -36,6 +36,10 @@ def summary(folder: Path) -> dict[str, Any]:
     return found
 
 
+def prompts(path: Path) -> set[str]:
+    return {json.loads(line)["prompt"] for line in path.read_text().splitlines()}
+
+
 @pytest.mark.usefixtures("tiny")
 def test_the_demo_leaves_every_number_and_a_seed_fixes_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -57,10 +61,12 @@ def test_the_demo_leaves_every_number_and_a_seed_fixes_them(
         assert len(stories) == TINY.requests * TINY.tellings
         assert all(s["gold"] == gold_reward(s["request"], s["story"]).total for s in stories)
     assert (first / "dpo" / "model.safetensors").exists()
-    asked = {json.loads(line)["prompt"] for line in (first / "data" / "prompts.jsonl").open()}
-    rows = [json.loads(line) for line in (first / "data" / "rankings.jsonl").open()]
+    asked, answered = (
+        prompts(first / "data" / f"{name}.jsonl") for name in ("prompts", "rankings")
+    )
     assert len(asked) == TINY.ppo_prompts
-    assert asked.isdisjoint(row["prompt"] for row in rows)
+    assert answered
+    assert asked.isdisjoint(answered)
 
     # What is done is not done again, and comes to the same.
     (first / "summary.json").unlink()
@@ -77,6 +83,16 @@ def test_two_seeds_and_ctrl_c_between_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two ladders in folders of their own, their requests the same; interrupted, it goes on."""
+    few = ("pretrain", "sft", "reward", "ppo", "dpo")
+    monkeypatch.setattr(
+        demo,
+        "stages",
+        lambda *given: [
+            stage._replace(keys={**stage.keys, "self_check": False})
+            for stage in stages(*given)
+            if stage.name in few
+        ],
+    )
     tell = Storyteller.tell
 
     def interrupted(self: Storyteller, *given: Any) -> Any:

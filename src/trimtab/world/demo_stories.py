@@ -83,7 +83,7 @@ class Storyteller:
         ]
 
     def _text(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def logprobs(self, stories: Sequence[Told]) -> list[float]:
         """log P(story | request) in nats by this model, the stop token included."""
