@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -32,7 +32,7 @@ CALM: dict[str, Curve] = {
 NOISE = {"reward": 0.1, GOLD: 0.02, "rewards/disagreement": 0.01}
 
 
-def records(count: int = 64, seed: int = 0, **curves: Curve) -> list[dict[str, Any]]:
+def records(curves: Mapping[str, Curve], count: int = 64, seed: int = 0) -> list[dict[str, Any]]:
     """A run of ``count`` logged points, 4 steps apart: calm but for the curves that are given."""
     rng = random.Random(seed)
     found: list[dict[str, Any]] = []
@@ -46,7 +46,7 @@ def records(count: int = 64, seed: int = 0, **curves: Curve) -> list[dict[str, A
 
 
 def found(**curves: Curve) -> dict[str, diagnosis.Finding]:
-    return {one.name: one for one in diagnose(History(records(**curves)))}
+    return {one.name: one for one in diagnose(History(records(curves)))}
 
 
 def falls(t: float) -> float:
@@ -103,9 +103,12 @@ def test_the_watched_reward_may_waver() -> None:
     """Noise alone, at a plateau, looked at after every point: of 20 runs hardly one alarms."""
     alarms = 0
     for seed in range(20):
-        plateau = {GOLD: lambda t: 0.6 + 0.1 * min(1, 4 * t), "reward": lambda t: min(1, 4 * t)}
+        plateau: dict[str, Curve] = {
+            GOLD: lambda t: 0.6 + 0.1 * min(1, 4 * t),
+            "reward": lambda t: min(1, 4 * t),
+        }
         told = Diagnoses()
-        for record in records(80, seed, **plateau):
+        for record in records(plateau, 80, seed):
             told.add(record)
         alarms += any(one.name == "watched" for one in told.found)
     assert alarms <= 1
@@ -114,8 +117,8 @@ def test_the_watched_reward_may_waver() -> None:
 def test_fewer_standard_errors_would_be_false_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wrong variant: two windows compared as if there had been no choice of the best."""
     monkeypatch.setattr(diagnosis, "FALL", 1.0)
-    plateau = {GOLD: lambda t: 0.6}
-    runs = (records(80, seed, **plateau) for seed in range(20))
+    plateau: dict[str, Curve] = {GOLD: lambda t: 0.6}
+    runs = (records(plateau, 80, seed) for seed in range(20))
     alarms = [{one.name for one in diagnose(History(run))} for run in runs]
     assert sum("watched" in names for names in alarms) >= 3
 
@@ -123,7 +126,7 @@ def test_fewer_standard_errors_would_be_false_alarms(monkeypatch: pytest.MonkeyP
 def test_it_is_told_before_a_third_of_the_gain_is_lost() -> None:
     told = Diagnoses()
     first = None
-    for record in records(**{GOLD: falls}):
+    for record in records({GOLD: falls}):
         if first is None and told.add(record):
             first = record["step"]
     assert first is not None
@@ -153,12 +156,12 @@ def test_kl_is_measured_by_what_the_gain_asks_for() -> None:
 
 
 def test_too_little_to_say_anything() -> None:
-    short = records(7, **{GOLD: lambda t: 1 - t})
+    short = records({GOLD: lambda t: 1 - t}, 7)
     assert diagnose(History(short)) == []
 
 
 def test_each_is_told_once_and_a_run_that_goes_on_remembers() -> None:
-    every = records(**{GOLD: falls})
+    every = records({GOLD: falls})
     whole, lines = Diagnoses(), []
     for record in every:
         lines.append(record)
@@ -178,7 +181,7 @@ def test_each_is_told_once_and_a_run_that_goes_on_remembers() -> None:
 
 
 def test_peaks_of_rollouts_and_of_held_out_prompts() -> None:
-    (rollouts,) = peaks(History(records(**{GOLD: falls})), "gold")
+    (rollouts,) = peaks(History(records({GOLD: falls})), "gold")
     assert not rollouts.held_out
     assert rollouts.step == pytest.approx(128, abs=16)
     assert rollouts.start == pytest.approx(0.51, abs=0.03)
@@ -186,6 +189,6 @@ def test_peaks_of_rollouts_and_of_held_out_prompts() -> None:
         {"step": step, "eval_watch/gold/mean": value}
         for step, value in ((0, 0.4), (100, 0.8), (200, 0.6))
     ]
-    both = peaks(History([*records(**{GOLD: falls}), *evaluated]), "gold")
+    both = peaks(History([*records({GOLD: falls}), *evaluated]), "gold")
     assert both == [rollouts, diagnosis.Peak(100, 0.8, 0.4, 0.6, True)]
-    assert peaks(History(records(2)), "gold") == []
+    assert peaks(History(records({}, 2)), "gold") == []

@@ -134,7 +134,8 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
 
     assert save(1) == ["checkpoint-1"]
     store.best = 1
-    save(2), save(3)
+    save(2)
+    save(3)
     assert save(4) == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
     store.best = 5
     assert save(5) == ["checkpoint-4", "checkpoint-5"]

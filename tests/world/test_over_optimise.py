@@ -54,6 +54,12 @@ def test_what_was_lost_is_a_share_of_the_gain() -> None:
     assert found["curve"][1]["watch/gold/mean_ci95"] == [0.7 - 0.02, 0.7 + 0.02]
 
 
+def test_a_log_is_diagnosed_by_the_rules_of_today() -> None:
+    far = [{"step": s, "reward": 0.1 * s, "reward_std": 1.0, "objective/kl": 9.0} for s in range(9)]
+    old = [*far, diagnosis(3, "length")]
+    assert [r["diagnosis"] for r in over_optimise.diagnosed(old) if "diagnosis" in r] == ["kl"]
+
+
 def test_a_run_that_never_gained_has_nothing_to_lose() -> None:
     found = summarise([evaluation(0, 0.0, 0.5), evaluation(4, 1.0, 0.4), diagnosis(4)])
     assert found["lost_at_the_end"] == 0.0 and found["diagnoses"][0]["lost"] == 0.0

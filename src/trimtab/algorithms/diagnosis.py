@@ -35,7 +35,7 @@ LONGER, SHORTER, CORRELATED = 1.5, 0.5, 0.3  # of the mean length at the start; 
 LESS_VARIOUS, REPEATED = 0.5, 0.1  # of distinct-2 at the start; more of repetition
 LESS_ENTROPY = 0.2  # of the entropy at the start
 APART = 1.5  # times the disagreement at the start
-FAR, NATS = 10.0, 5.0  # times the KL that the gain asks for, and at least so many nats
+FAR, NATS = 5.0, 5.0  # times the KL that the gain asks for, and at least so many nats
 
 
 class Finding(NamedTuple):

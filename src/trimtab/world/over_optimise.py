@@ -19,11 +19,12 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import trimtab
+from trimtab.algorithms.diagnosis import Diagnoses
 from trimtab.errors import TrimtabError, UsageError
 from trimtab.report.charts import Axis, Point, Series, line_chart
 from trimtab.training import files
@@ -81,7 +82,7 @@ def over_optimise(demo: Path, folder: Path, settings: Settings) -> dict[str, Any
         run = trimtab.ppo(**ppo_keys(demo, folder, settings))
         if run.interrupted:
             raise KeyboardInterrupt
-    found = summarise(list(read_metrics(folder / "ppo" / "metrics.jsonl")))
+    found = summarise(diagnosed(read_metrics(folder / "ppo" / "metrics.jsonl")))
     found = {"settings": dataclasses.asdict(settings), **found}
     files.write_atomic(folder / "curve.json", (json.dumps(found, indent=1) + "\n").encode())
     files.write_atomic(folder / "curve.svg", chart(found).encode())
@@ -122,6 +123,16 @@ def ppo_keys(demo: Path, folder: Path, settings: Settings) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------- what came of it
+
+
+def diagnosed(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A log with the diagnoses that today's rules give, in the place of those that it holds."""
+    diagnoses = Diagnoses()
+    found: list[Mapping[str, Any]] = []
+    for record in records:
+        if "diagnosis" not in record:
+            found += [record, *(one.record() for one in diagnoses.add(record))]
+    return found
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -184,8 +195,13 @@ def table(found: Mapping[str, Any]) -> list[str]:
 
 def _cell(point: Mapping[str, Any], name: str) -> str:
     interval = point.get(f"{name}_ci95")
-    ends = "" if interval is None else f" [{interval[0]:.3g}, {interval[1]:.3g}]"
-    return f"{point[name]:.3g}{ends}"
+    # Rounded first: a KL of 1e-7, at the start, is 0.
+    ends = (
+        ""
+        if interval is None
+        else " [{:.3g}, {:.3g}]".format(*(round(end, 3) + 0.0 for end in interval))
+    )
+    return f"{round(point[name], 3) + 0.0:.3g}{ends}"
 
 
 def chart(found: Mapping[str, Any]) -> str:
