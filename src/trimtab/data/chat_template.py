@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -145,7 +145,7 @@ class Template:
         return rendered
 
     @contextlib.contextmanager
-    def _complaints(self) -> Iterator[None]:
+    def _complaints(self) -> Generator[None]:
         """What a template raises, as a problem of the row, or of the template itself."""
         try:
             yield
