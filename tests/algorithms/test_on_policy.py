@@ -308,7 +308,7 @@ def test_ptx_term_is_in_the_same_step(world: World) -> None:
     ("function", "pattern"),
     [
         ("broken", r"broken.*raised .*ValueError"),
-        ("short", r"short.*gave 1 values for 15 samples"),
+        ("short", r"short.*gave 1 values for 5 samples"),
         ("nan", r"nan.*gave nan, not a number"),
         ("text", r"text.*gave 'good'"),
         ("picky", r"picky.*asks for column 'solution'"),

@@ -199,7 +199,9 @@ def test_a_forgotten_kl_controller_is_found_out(world: World) -> None:
     forgets = patched("trimtab.algorithms.ppo:PPO.load_state_dict", nothing)
     made, differing = world.trial("ppo", [kill], forgets)
     assert made == 1
-    assert {MODEL, "metrics.jsonl"} <= set(differing)
+    # The model itself may be the same: the stage's result is its best checkpoint's.
+    assert "metrics.jsonl" in differing
+    assert any(name.endswith(".safetensors") for name in differing)
 
 
 def test_a_forgotten_reference_is_found_out(world: World) -> None:
