@@ -150,11 +150,36 @@ def test_no_signal_at_all_moves_nothing(world: World) -> None:
     assert found.trained[0]["frac_reward_zero_std"] == 1.0
 
 
+def test_flat_groups_are_sampled_again_whole(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DAPO's dynamic sampling: as many responses as a group has, whatever an evaluation takes."""
+    seen: list[tuple[int, int]] = []
+    sampled = group.GroupPolicyGradient.sampled
+
+    def noted(self: Any, number: int, rows: Any, prompts: Any, seed: int) -> Any:
+        found = sampled(self, number, rows, prompts, seed)
+        if number >= 0:
+            seen.append((len(prompts), len(found.lengths)))
+        return found
+
+    monkeypatch.setattr(group.GroupPolicyGradient, "sampled", noted)
+    again = run(world, "grpo", "many", algorithm="dapo", max_steps=2)
+    assert len(seen) > 2  # some groups were flat
+    assert all(responses == 3 * prompts for prompts, responses in seen)
+    once = run(world, "grpo", "many", algorithm="dapo", dynamic_sampling=False, max_steps=2)
+    flat, left = (r.trained[0]["frac_reward_zero_std"] for r in (once, again))
+    assert left < flat
+
+
 # ---------------------------------------------------------------------- learning
 
 
 @pytest.mark.parametrize(
-    "verb", ["ppo", pytest.param("rloo", marks=pytest.mark.slow), "grpo dr_grpo"]
+    "verb",
+    [
+        "ppo",
+        pytest.param("rloo", marks=pytest.mark.slow),
+        pytest.param("grpo dr_grpo", marks=pytest.mark.slow),
+    ],
 )
 def test_reward_rises(world: World, verb: str) -> None:
     verb, _, algorithm = verb.partition(" ")
@@ -329,6 +354,11 @@ def test_refusals(world: World) -> None:
 
     refused("reward_model: missing", reward_funcs=None)
     refused(r"num_generations.*no signal", "grpo", num_generations=1)
+    refused(r"scale_rewards: reinforce_pp", "grpo", algorithm="reinforce_pp", scale_rewards="none")
+    refused(r"epsilon_high: rloo clips nothing", "rloo", epsilon_high=0.3)
+    refused(r"num_iterations: 2: rloo has no ratios", "rloo", num_iterations=2)
+    refused(r"kl_estimator: has no effect", "grpo", kl_coef=0, kl_estimator="k3")
+    refused(r"epsilon", "grpo", epsilon=1.5)
     refused(
         r"kl_estimator.*reference would be ignored", "grpo", kl_placement="loss", kl_estimator="k1"
     )
@@ -342,8 +372,9 @@ def test_refusals(world: World) -> None:
 
 def test_all_group_algorithms_run(world: World) -> None:
     for name in ALGORITHMS:
+        keys = {"epsilon": 0.2} if name == "rloo" else {}  # without one it takes a single pass
         found = run(
-            world, "grpo", algorithm=name, max_steps=2, num_iterations=2, learning_rate=1e-3
+            world, "grpo", algorithm=name, max_steps=2, num_iterations=2, learning_rate=1e-3, **keys
         )
         assert found.trained[-1]["val/ratio"] == pytest.approx(1.0, abs=0.2)
         assert all(torch.isfinite(torch.tensor(r["loss"])) for r in found.trained), name

@@ -195,7 +195,10 @@ def test_the_verb_finds_the_rewards_from_exact_preferences(place: Place) -> None
     assert rmse(place.train(pair_rows(LANGUAGE, all_pairs(problem())))) < 0.005
 
 
-@pytest.mark.parametrize(("loss", "size"), [("pairwise", 4), ("plackett_luce", 3)])
+@pytest.mark.parametrize(
+    ("loss", "size"),
+    [("pairwise", 4), pytest.param("plackett_luce", 3, marks=pytest.mark.slow)],
+)
 def test_the_verb_finds_them_from_sampled_rankings(place: Place, loss: str, size: int) -> None:
     """What the verb finds is the best fit, and that is at the rate."""
     count = 12_000

@@ -78,6 +78,7 @@ def test_the_demo_leaves_every_number_and_a_seed_fixes_them(
     assert summary(again) == found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_two_seeds_and_ctrl_c_between_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

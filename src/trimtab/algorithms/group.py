@@ -152,7 +152,8 @@ class GroupPolicyGradient(OnPolicy):
         """Put new groups in the place of flat ones, where the new ones are not flat."""
         seed = derive(self.settings.seed, "again", experience.number, again)
         prompts = [experience.trees[i]._replace(branches=()) for i in flat]
-        fresh = self.sampled(-1, [experience.rows[i] for i in flat], prompts, seed)
+        rows = [experience.rows[i] for i in flat]
+        fresh = self.sampled(experience.number, rows, prompts, seed)
         super().judged(fresh)
         self._penalise_length(fresh)
         still = set(self._flat(fresh))

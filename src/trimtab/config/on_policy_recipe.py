@@ -274,7 +274,7 @@ class GroupRecipe(PolicyGradientRecipe):
         default=1, ge=1, description="Optimizer steps of a pass over a rollout."
     )
     epsilon: Number | None = Field(
-        default=None, gt=0, description="Ratios at least 1 - this; null: the paper's."
+        default=None, gt=0, le=1, description="Ratios at least 1 - this; null: the paper's."
     )
     epsilon_high: Number | None = Field(
         default=None, gt=0, description="Ratios at most 1 + this; null: the paper's, or epsilon."
@@ -315,6 +315,7 @@ class GroupRecipe(PolicyGradientRecipe):
                 f"{self.num_mini_batches} for {self.rows_per_step} prompts a rollout; at most one "
                 "a prompt",
             )
+        self._refuse_inert()
         if self.kl_placement == "reward" and self.kl_estimator not in (None, "k1"):
             conflict("kl_estimator", "in the reward the estimator is k1; set kl_placement=loss")
         if self.kl_placement == "loss" and self.kl_estimator == "k1":
@@ -324,6 +325,27 @@ class GroupRecipe(PolicyGradientRecipe):
                 "use k2, k3 or k3_weighted, or kl_placement=reward",
             )
         return self
+
+    def _refuse_inert(self) -> None:
+        """Keys that the algorithm does not read."""
+        name = self.algorithm
+        if self.scale_rewards is not None and name not in ("grpo", "dr_grpo", "dapo", "gspo"):
+            conflict("scale_rewards", f"{name} has a normalisation of its own; remove it")
+        if name == "rloo" and self.epsilon is None:
+            if self.epsilon_high is not None:
+                conflict("epsilon_high", "rloo clips nothing unless epsilon is given; give both")
+            if self.num_iterations > 1:
+                conflict(
+                    "num_iterations",
+                    f"{self.num_iterations}: rloo has no ratios, and samples are stale after one "
+                    "pass; set 1, or give epsilon for clipped ratios",
+                )
+        if self.dynamic_sampling and self.num_generations == 1:
+            conflict("dynamic_sampling", "a group of one always has one reward; remove it")
+        if self.kl_coef == 0:
+            for key in ("kl_estimator", "kl_placement"):
+                if getattr(self, key) is not None:
+                    conflict(key, "has no effect with kl_coef=0")
 
     @property
     def passes(self) -> int:
