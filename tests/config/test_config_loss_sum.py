@@ -83,6 +83,24 @@ def test_a_loss_alone_is_itself(tmp_path: Path) -> None:
     assert loss_of("--loss", "0.5 dpo")[0] == {"name": "0.5*dpo", "dpo": {"beta": 0.1}}
 
 
+@pytest.mark.parametrize(
+    ("tokens", "weight", "span"),
+    [
+        (["orpo"], 1.0, "prompt_and_completion"),
+        (["0.5 orpo"], 0.5, "prompt_and_completion"),
+        (["cpo + 0.1 hinge"], 1.0, "completion"),
+        (["0.5 orpo + 0.25 cpo"], 0.75, "prompt_and_completion"),
+        (["orpo + 0.2 dpo", "--nll-weight", "0"], 0.0, "prompt_and_completion"),
+        (["cpo + hinge + 0.3 sft"], 0.3, "completion"),
+        (["dpo + hinge"], 0.0, "completion"),
+    ],
+)
+def test_members_bring_their_likelihood(tokens: list[str], weight: float, span: str) -> None:
+    recipe = run("--loss", *tokens).recipe
+    assert isinstance(recipe, PreferenceRecipe)
+    assert (recipe.nll_weight, recipe.nll_span) == (weight, span)
+
+
 def test_folders_and_names() -> None:
     assert run("--loss", "dpo + hinge").recipe.output_dir == "runs/dpo-dpo+hinge-m-d"
     recipe = run("--loss", "dpo + hinge").recipe

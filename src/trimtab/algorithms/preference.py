@@ -290,14 +290,17 @@ def mismatched(trees: Sequence[TokenTree]) -> list[TokenTree]:
 
 
 def preferred_targets(batch: TreeBatch) -> Tensor:
-    """[M] the row's weight for tokens of responses that lose no comparison and of trained prompts.
+    """[M] the row's weight for tokens of preferred responses and of trained prompts, 0 for others.
 
-    0 for all others.
+    Preferred: no comparison is lost and no label says undesirable. With labels, the prompt counts
+    where one of its responses is preferred.
     """
     losers = torch.zeros(batch.branch_count, dtype=torch.bool, device=batch.ids.device)
     losers[batch.loser] = True
-    preferred = torch.ones(
-        batch.branch_count + batch.tree_count, dtype=torch.float32, device=batch.ids.device
-    )
-    preferred[: batch.branch_count] = (~losers).float()
+    trunks = torch.ones(batch.tree_count, dtype=torch.float32, device=batch.ids.device)
+    if batch.labels is not None:
+        losers |= ~batch.labels
+        trunks.zero_()
+        trunks[batch.tree_of_branch[~losers]] = 1.0
+    preferred = torch.cat([(~losers).float(), trunks])
     return preferred[batch.target_sequence] * target_weights(batch)
