@@ -33,7 +33,7 @@ def refused(*tokens: str, verb: str = "dpo") -> str:
     return str(error.value)
 
 
-MIXED = {"name": "0.8*dpo + 0.2*bco_pair", "dpo": {"beta": 0.1}, "bco_pair": {"beta": 0.1}}
+MIXED = {"name": "0.8*dpo + 0.2*bco_pair", "dpo": {"beta": 0.1}, "bco_pair": {"beta": 0.01}}
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ MIXED = {"name": "0.8*dpo + 0.2*bco_pair", "dpo": {"beta": 0.1}, "bco_pair": {"b
         "dpo=0.8,bco_pair=2e-1,sft=1",
         "8e-1 dpo + .2 bco_pair + sft",
         "{dpo: 0.8, bco_pair: 0.2, sft: 1}",
-        "{dpo: {weight: 0.8}, bco_pair: {weight: 0.2, beta: 0.1}, sft: 1.0}",
+        "{dpo: {weight: 0.8}, bco_pair: {weight: 0.2, beta: 0.01}, sft: 1.0}",
     ],
 )
 def test_ways_to_write_one(text: str) -> None:

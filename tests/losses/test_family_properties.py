@@ -172,7 +172,9 @@ def test_unpaired_losses_become_each_other() -> None:
     assert not close(apo.losses.detach(), kto_loss(*inputs, zero + 0.5).losses.detach(), 1e-3)
     # BCO without its shift is the paired short form's two halves.
     bco = bco_loss(*inputs, zero, beta=0.1).losses
-    short = bind("bco_pair", {})(pair(sums[:1], sums[1:2]), pair(*[zero.new_full((1,), -10)] * 2))
+    short = bind("bco_pair", {"beta": 0.1})(
+        pair(sums[:1], sums[1:2]), pair(*[zero.new_full((1,), -10)] * 2)
+    )
     assert close(bco[:2].sum().detach(), short.losses.detach(), 1e-12)
     zeros = bind("apo_zero", {})(pair(sums[:1], sums[1:2]), pair(*[zero.new_full((1,), -10)] * 2))
     assert close(apo.losses[:2].sum().detach(), zeros.losses.detach(), 1e-12)
