@@ -157,3 +157,12 @@ def test_state_of_a_sum_is_that_of_each_member() -> None:
     restored = other.terms(other.micros(0)[0]).terms[0].sum.item()
     assert restored == stage.terms(stage.micros(0)[0]).terms[0].sum.item() != fresh
     assert preference(policy(), "dpo + hinge", stream(pair_trees(2), 2)).state_dict() == {}
+
+
+def test_held_out_rows_have_a_z0_of_their_own_in_a_sum_with_bco() -> None:
+    found = {}
+    for name in ("kto", "bco", "kto + 0.5 bco"):
+        held_out = stream(pair_trees(5, seed=11), 5)
+        stage = preference(policy(), name, stream(pair_trees(6), 6), held_out=held_out)
+        found[name] = stage.evaluate(1)["loss"]
+    assert found["kto + 0.5 bco"] == pytest.approx(found["kto"] + 0.5 * found["bco"], rel=1e-9)

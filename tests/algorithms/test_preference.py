@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from tests.algorithms.support import (
+    gradients,
     metric_value,
     pair_trees,
     policy,
@@ -83,6 +84,21 @@ def test_preferred_targets_are_prompt_and_chosen_only() -> None:
     for target, keep in zip(batch.target_sequence.tolist(), preferred.tolist(), strict=True):
         rejected = target < batch.branch_count and target % 2 == 1
         assert keep == (0.0 if rejected else 1.0)
+
+
+def test_undesirable_responses_and_their_prompts_have_no_likelihood_term() -> None:
+    """Rows with a label have no comparisons, so nobody loses one."""
+    trees = [
+        tree._replace(branches=tree.branches[side : side + 1], comparisons=(), labels=(side == 0,))
+        for tree, side in zip(pair_trees(3, train_trunk=True), (0, 1, 1), strict=True)
+    ]
+    wanted = len(trees[0].trunk.ids) - 1 + len(trees[0].branches[0].ids)
+    assert preferred_targets(pack(trees)).count_nonzero() == wanted
+    assert preferred_targets(pack(trees[1:])).sum() == 0
+
+    stages = [preference(policy(), "kto", stream(trees[1:], 2), nll_weight=w) for w in (0.0, 1.0)]
+    alone, both = (gradients(stage) for stage in stages)
+    assert all(torch.equal(both[key], gradient) for key, gradient in alone.items())
 
 
 def test_rankings_run_from_best_to_worst() -> None:

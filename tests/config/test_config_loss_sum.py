@@ -33,7 +33,7 @@ def refused(*tokens: str, verb: str = "dpo") -> str:
     return str(error.value)
 
 
-MIXED = {"name": "0.8*dpo + 0.2*bco_pair", "dpo": {"beta": 0.1}, "bco_pair": {"beta": 0.1}}
+MIXED = {"name": "0.8*dpo + 0.2*bco_pair", "dpo": {"beta": 0.1}, "bco_pair": {"beta": 0.01}}
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ MIXED = {"name": "0.8*dpo + 0.2*bco_pair", "dpo": {"beta": 0.1}, "bco_pair": {"b
         "dpo=0.8,bco_pair=2e-1,sft=1",
         "8e-1 dpo + .2 bco_pair + sft",
         "{dpo: 0.8, bco_pair: 0.2, sft: 1}",
-        "{dpo: {weight: 0.8}, bco_pair: {weight: 0.2, beta: 0.1}, sft: 1.0}",
+        "{dpo: {weight: 0.8}, bco_pair: {weight: 0.2, beta: 0.01}, sft: 1.0}",
     ],
 )
 def test_ways_to_write_one(text: str) -> None:
@@ -81,6 +81,24 @@ def test_a_loss_alone_is_itself(tmp_path: Path) -> None:
     file.write_text("beta: 0.3\n")
     assert loss_of(str(file), "--loss", "dpo + 0.1 sft")[0] == {"name": "dpo", "beta": 0.3}
     assert loss_of("--loss", "0.5 dpo")[0] == {"name": "0.5*dpo", "dpo": {"beta": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "weight", "span"),
+    [
+        (["orpo"], 1.0, "prompt_and_completion"),
+        (["0.5 orpo"], 0.5, "prompt_and_completion"),
+        (["cpo + 0.1 hinge"], 1.0, "completion"),
+        (["0.5 orpo + 0.25 cpo"], 0.75, "prompt_and_completion"),
+        (["orpo + 0.2 dpo", "--nll-weight", "0"], 0.0, "prompt_and_completion"),
+        (["cpo + hinge + 0.3 sft"], 0.3, "completion"),
+        (["dpo + hinge"], 0.0, "completion"),
+    ],
+)
+def test_members_bring_their_likelihood(tokens: list[str], weight: float, span: str) -> None:
+    recipe = run("--loss", *tokens).recipe
+    assert isinstance(recipe, PreferenceRecipe)
+    assert (recipe.nll_weight, recipe.nll_span) == (weight, span)
 
 
 def test_folders_and_names() -> None:

@@ -43,8 +43,8 @@ def _of_sums(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _capped(x: Any) -> Any:
-    """exp, which ends at 20 nats (losses/stable.py)."""
-    return exp(min(x, mpf(20)))
+    """exp, which ends at 40 nats (losses/stable.py)."""
+    return exp(min(x, mpf(40)))
 
 
 def _exo(z: Any, won: Any, lost: Any) -> Any:

@@ -27,7 +27,7 @@ def test_delta_is_half_way_between_the_labels_and_not_the_mean_of_all() -> None:
 
 def test_means_move_from_their_own_first_step() -> None:
     loss = step(BCO(beta=1.0, momentum=0.9), [2.0], [])
-    assert loss.delta == 2.0, "one label alone: its own mean"
+    assert loss.delta == 1.0, "half way to 0, where the other label starts"
     step(loss, [4.0], [-1.0])
     desirable = 0.9 * 2.0 + 0.1 * 4.0
     assert loss.delta == pytest.approx((desirable - 1.0) / 2)

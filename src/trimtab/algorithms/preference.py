@@ -23,12 +23,14 @@ from trimtab.data.batch import TreeBatch, pack, split_by_tokens
 from trimtab.data.trees import TokenTree
 from trimtab.evaluation.preference import PreferenceRecord, summarise
 from trimtab.losses.contract import CALL_INPUTS, OF_THE_CALL, LossSpec
+from trimtab.losses.sums import WeightedSum
 from trimtab.losses.types import SequenceLogprobs
 from trimtab.models.logprobs import TokenStats
 from trimtab.training.algorithm import Micro, Outcome
 from trimtab.training.seeds import generator
 from trimtab.training.terms import Metric, Term
 
+MISMATCHED = frozenset({"mismatched_policy", "mismatched_reference"})
 UNITS = {"pair": "pair", "unpaired": "sequence", "ranking": "prompt"}
 
 
@@ -104,14 +106,15 @@ class PreferenceOptimisation(Stage):
     def prepare(self, step: int, micros: Sequence[Micro]) -> dict[str, Metric]:
         """What the loss needs of the whole step: mismatched responses, or every pair's gap."""
         own = [micro for micro in micros if micro.stream == "main"]
-        return self._prepare(self.loss, own, step)
+        return self._prepare(self.loss, self.spec.prepare_needs, own, step)
 
-    def _prepare(self, loss: Any, micros: Sequence[Micro], step: int) -> dict[str, Metric]:
+    def _prepare(
+        self, loss: Any, needs: frozenset[str], micros: Sequence[Micro], step: int
+    ) -> dict[str, Metric]:
         """Call ``loss.prepare`` with what it names; its weights go to the micro-batches."""
-        needs = self.spec.prepare_needs
         if not needs:
             return {}
-        inputs = self._mismatched(micros)
+        inputs = self._mismatched(needs & MISMATCHED, micros)
         if needs & CALL_INPUTS[self.spec.kind]:
             with frozen(self.model):
                 parts = [
@@ -130,9 +133,8 @@ class PreferenceOptimisation(Stage):
             micro.pair_weight = weight.to(self.policy.device)
         return {**metrics, "pairs_kept": Metric(weights.sum().item(), float(weights.numel()))}
 
-    def _mismatched(self, micros: Sequence[Micro]) -> dict[str, Any]:
+    def _mismatched(self, needs: frozenset[str], micros: Sequence[Micro]) -> dict[str, Any]:
         """Every response after the next row's prompt, over the whole step: what KTO's z0 is of."""
-        needs = self.spec.prepare_needs & {"mismatched_policy", "mismatched_reference"}
         if not needs:
             return {}
         trees = mismatched([tree for micro in micros for tree in micro.batch.trees])
@@ -229,8 +231,12 @@ class PreferenceOptimisation(Stage):
             micro.batch = micro.batch.to(self.policy.device)
             self._attach(micro, self.references.held_out)
         loss = self.make_loss()
-        if not self.spec.prepare_needs - {"mismatched_policy", "mismatched_reference"}:
-            self._prepare(loss, micros, step)
+        members = (
+            loss.members.values() if isinstance(loss, WeightedSum) else [(self.spec, 1.0, loss)]
+        )
+        for spec, _, member in members:
+            if spec.prepare_needs <= MISMATCHED:
+                self._prepare(member, spec.prepare_needs, micros, step)
         known = self.references.held_out is not None and not self.references.named
         if step == 0 and known and not self.per_token and not self.nll_weight:
             return summarise([self._judge_at_reference(loss, micro) for micro in micros])
@@ -290,14 +296,17 @@ def mismatched(trees: Sequence[TokenTree]) -> list[TokenTree]:
 
 
 def preferred_targets(batch: TreeBatch) -> Tensor:
-    """[M] the row's weight for tokens of responses that lose no comparison and of trained prompts.
+    """[M] the row's weight for tokens of preferred responses and of trained prompts, 0 for others.
 
-    0 for all others.
+    Preferred: no comparison is lost and no label says undesirable. With labels, the prompt counts
+    where one of its responses is preferred.
     """
     losers = torch.zeros(batch.branch_count, dtype=torch.bool, device=batch.ids.device)
     losers[batch.loser] = True
-    preferred = torch.ones(
-        batch.branch_count + batch.tree_count, dtype=torch.float32, device=batch.ids.device
-    )
-    preferred[: batch.branch_count] = (~losers).float()
+    trunks = torch.ones(batch.tree_count, dtype=torch.float32, device=batch.ids.device)
+    if batch.labels is not None:
+        losers |= ~batch.labels
+        trunks.zero_()
+        trunks[batch.tree_of_branch[~losers]] = 1.0
+    preferred = torch.cat([(~losers).float(), trunks])
     return preferred[batch.target_sequence] * target_weights(batch)

@@ -70,7 +70,6 @@ RENAMED: Mapping[str, tuple[str, str]] = MappingProxyType(
         "cutoff_len": ("max_length", _FACTORY),
         "pref_beta": ("loss.beta", _FACTORY),
         "pref_loss": ("loss", _FACTORY),
-        "pref_ftx": ("nll_weight", _FACTORY),
         "lora_rank": ("lora_r", _FACTORY),
         "lora_target": ("lora_target_modules", _FACTORY),
         "ref_model_adapters": ("ref_model_name_or_path", _FACTORY),
@@ -128,7 +127,6 @@ RENAMED: Mapping[str, tuple[str, str]] = MappingProxyType(
         "attn_implementation": ("attn_layout", _TRL),
         "cpo_alpha": ("nll_weight", _TRL),
         "discopop_tau": ("loss.tau", _TRL),
-        "f_alpha_divergence_coef": ("loss.alpha", _TRL),
         "alpha_coef": ("loss.alpha", _TRL),
         "simpo_beta": ("loss.beta", "other tools"),
         "reference_model": ("ref_model_name_or_path", "other tools"),
@@ -215,6 +213,10 @@ EXPLAINED: Mapping[str, str] = MappingProxyType(
         "loss_weights": "use loss with weights, such as {dpo: 0.8, bco_pair: 0.2, sft: 1.0}",
         "f_divergence_type": "it is another loss: --loss fdpo_forward, fdpo_js or fdpo_alpha; dpo "
         "is the reverse KL",
+        "f_alpha_divergence_coef": "the paper's alpha is 1 - TRL's coefficient a, whose f'(t) is "
+        "(t^(a - 1) - 1) / (a - 1): --loss fdpo_alpha --alpha with 1 - a",
+        "pref_ftx": "LLaMA-Factory's term is the mean of each chosen response: --loss irpo --alpha "
+        "with its weight is that term; nll_weight is per token of the whole step",
         "use_weighting": "it is another loss: --loss wpo",
         "ld_alpha": "it is another loss and its alpha: --loss ld_dpo --alpha 0.5",
         "label_smoothing_factor": "the loss is the log-likelihood as it is; remove it",

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from trimtab.config.classify_recipe import ClassifyRecipe
+from trimtab.config.loss_sum import LossSumError, is_sum, parse_sum
 from trimtab.config.on_policy_recipe import GroupRecipe, PpoRecipe, RlooRecipe
 from trimtab.config.online_recipe import OnlineRecipe, RaftRecipe
 from trimtab.config.recipes import PreferenceRecipe, PretrainRecipe, SftRecipe, TrainRecipe
@@ -87,6 +88,11 @@ LOSS_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "nca": {"learning_rate": 5e-6, "per_device_train_batch_size": 32},
         "nca_rewards": {"learning_rate": 5e-6, "per_device_train_batch_size": 32},
         "infonca": {"learning_rate": 5e-6, "per_device_train_batch_size": 32},
+        "bco_pair": {
+            "learning_rate": 5e-7,
+            "per_device_train_batch_size": 128,
+            "max_grad_norm": 1.0,
+        },
         "sppo": {"learning_rate": 5e-7},
         "ln_dpo": {"learning_rate": 5e-7, "max_grad_norm": 1.0},
         "discopop": {"learning_rate": 5e-7},
@@ -99,7 +105,21 @@ def loss_defaults(verb: Verb, loss: str) -> Mapping[str, Any]:
 
     Batches, epochs and rates of the papers are those of rows that somebody has written.
     """
-    found = LOSS_DEFAULTS.get(loss, {})
+    found = _defaults_of_sum(loss) if is_sum(loss) else LOSS_DEFAULTS.get(loss, {})
     if not issubclass(verb.recipe, OnlineRecipe):
         return found
     return {key: value for key, value in found.items() if key == "nll_weight"}
+
+
+def _defaults_of_sum(text: str) -> Mapping[str, Any]:
+    """The likelihood that belongs to its members (ORPO's, CPO's), weighted as they are."""
+    try:
+        weights = parse_sum(text)
+    except LossSumError:  # the recipe's own check says what is wrong with it
+        return {}
+    members = [(weight, LOSS_DEFAULTS.get(name, {})) for name, weight in weights.items()]
+    likelihood = sum(weight * own.get("nll_weight", 0.0) for weight, own in members)
+    if not likelihood:
+        return {}
+    spans = [own["nll_span"] for _, own in members if "nll_span" in own]
+    return {"nll_weight": likelihood, **({"nll_span": spans[0]} if spans else {})}

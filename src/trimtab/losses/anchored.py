@@ -56,7 +56,7 @@ def nca_loss(policy: Pair, reference: Pair, *, beta: float = 0.01) -> Preference
     return with_rewards(losses, beta, chosen, rejected)
 
 
-def bco_pair_loss(policy: Pair, reference: Pair, *, beta: float = 0.1) -> PreferenceTerms:
+def bco_pair_loss(policy: Pair, reference: Pair, *, beta: float = 0.01) -> PreferenceTerms:
     """BCO of pairs without its shift: -log sigmoid(beta a_w) - log sigmoid(-beta a_l), from sums.
 
     Jung et al. 2024, arXiv:2404.04656, as TRL shortens it; the paper's own loss has a shift delta

@@ -52,13 +52,13 @@ class BCO:
 
     @property
     def delta(self) -> float:
-        """The shift; 0 until rewards were seen, its exact value at the reference."""
-        return sum(self.means.values()) / max(1, len(self.means))
+        """The shift; a label not seen yet counts with 0, its exact value at the reference."""
+        return sum(self.means.values()) / 2
 
     def prepare(
         self, policy: SequenceLogprobs, reference: SequenceLogprobs, labels: Tensor
     ) -> None:
-        """Move the means by the responses of the whole step, of all micro-batches and ranks.
+        """Move the means by the responses of the whole step, of all micro-batches.
 
         A reward that is not finite leaves them alone; the loss, and the run's check, will meet it.
         """

@@ -60,10 +60,9 @@ class BetaDPO:
     def prepare(self, policy: Pair, reference: Pair, *, generator: torch.Generator) -> Tensor:
         """Set the step's beta and give the weights [P] of its pairs: 1 kept, 0 filtered out.
 
-        P is every pair of the optimizer step, over all micro-batches and ranks. One random number
-        is drawn per pair, so all ranks get the same weights from the same ``generator`` state. A
-        gap that is not finite leaves the state alone and keeps all pairs, so that the run's finite
-        check meets it.
+        P is every pair of the optimizer step, over all micro-batches. One random number is drawn
+        per pair. A gap that is not finite leaves the state alone and keeps all pairs, so that the
+        run's finite check meets it.
         """
         chosen = log_ratio(policy.chosen, reference.chosen)
         rejected = log_ratio(policy.rejected, reference.rejected)

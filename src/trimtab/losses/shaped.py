@@ -2,7 +2,7 @@
 
 Symbols are those of ``preference.py``; all are divided by the number of pairs. f-DPO (Wang et al.
 2023, arXiv:2309.16240) replaces a by g(a) = f'(pi / pi_ref) up to a constant; the reverse KL has
-g(a) = a and is DPO. Exponents end at 20 nats (``capped_exp``), beyond which there is no gradient.
+g(a) = a and is DPO. Exponents end at 40 nats (``capped_exp``), beyond which there is no gradient.
 Rewards are beta * a, so that methods compare.
 """
 
@@ -28,7 +28,7 @@ from trimtab.losses.types import Pair, PreferenceTerms
 def fdpo_forward_loss(policy: Pair, reference: Pair, *, beta: float = 0.1) -> PreferenceTerms:
     """f-DPO, forward KL: -log sigmoid(beta (g(a_w) - g(a_l))), g(a) = -exp(-a), from sums.
 
-    Wang et al. 2023, arXiv:2309.16240; exponents end at 20 nats. Mass-covering: pi_ref is held
+    Wang et al. 2023, arXiv:2309.16240; exponents end at 40 nats. Mass-covering: pi_ref is held
     where it is likely. Rewards are beta * a.
     """
     return _f_dpo(policy, reference, beta, lambda a: -capped_exp(-a))
@@ -47,7 +47,7 @@ def fdpo_alpha_loss(
 ) -> PreferenceTerms:
     """f-DPO, alpha: -log sigmoid(beta (g(a_w) - g(a_l))), g(a) = (1 - exp(-alpha a)) / alpha.
 
-    Wang et al. 2023, arXiv:2309.16240, from sums, 0 < alpha < 1; exponents end at 20 nats. alpha ->
+    Wang et al. 2023, arXiv:2309.16240, from sums, 0 < alpha < 1; exponents end at 40 nats. alpha ->
     0 is the reverse KL (DPO), alpha = 1 the forward KL. Elsewhere g is written exp((k - 1) a) / (k
     - 1): k = 1 - alpha. Rewards are beta * a.
     """
@@ -89,7 +89,7 @@ def alphapo_loss(
     """AlphaPO: -log sigmoid(beta (f(w) - f(l)) - gamma), f(y) = (1 - P(y)^-alpha) / alpha.
 
     Gupta et al. 2025, arXiv:2501.03884, P(y) = exp(s(y)), without a reference; the exponent ends at
-    20 nats. ``alpha`` = 0 is SimPO. Rewards are beta * f.
+    40 nats. ``alpha`` = 0 is SimPO. Rewards are beta * f.
     """
     require_positive("beta", beta)
     require_non_negative("gamma", gamma)

@@ -39,16 +39,16 @@ def log1mexp(x: Tensor) -> Tensor:
     return torch.where(close, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
-EXPONENT_LIMIT = 20.0  # nats; the square of exp(50) is beyond fp32, and so would be its gradient
+EXPONENT_LIMIT = 40.0  # nats; exp(40)^2 is within fp32, exp(50)^2 and its gradient are beyond
 
 
 def capped_exp(x: Tensor) -> Tensor:
-    """exp(x) up to x = 20, and exp(20), without gradient, beyond."""
+    """exp(x) up to x = 40, and exp(40), without gradient, beyond."""
     return at_least_fp32(x).clamp(max=EXPONENT_LIMIT).exp()
 
 
 def capped_expm1(x: Tensor) -> Tensor:
-    """exp(x) - 1 up to x = 20, exact near 0; exp(20) - 1, without gradient, beyond."""
+    """exp(x) - 1 up to x = 40, exact near 0; exp(40) - 1, without gradient, beyond."""
     return torch.expm1(at_least_fp32(x).clamp(max=EXPONENT_LIMIT))
 
 

@@ -80,7 +80,7 @@ class KTO:
     def prepare(
         self, mismatched_policy: SequenceLogprobs, mismatched_reference: SequenceLogprobs
     ) -> None:
-        """Set z0 = max(0, mean log-ratio) over the mismatched rows of the step, of all ranks.
+        """Set z0 = max(0, mean log-ratio) over the mismatched rows of the whole step.
 
         A step too small to have a mismatched row (one row, say) gets z0 = 0.
         """
