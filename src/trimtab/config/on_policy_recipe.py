@@ -68,7 +68,8 @@ class RolloutKeys(Keys):
     )
     on_bad_reward: Literal["stop", "drop"] = Field(
         default="stop",
-        description="When a reward function fails or returns NaN: stop, or leave the sample out.",
+        description="When a reward function fails, or a reward is NaN or infinite: stop, or leave "
+        "the sample out.",
     )
     reward_time_limit: Number = Field(
         default=60.0, gt=0, description="Seconds that a reward function may take for a rollout."
@@ -133,7 +134,7 @@ class OnPolicyRecipe(TrainRecipe, RolloutKeys):
                 "model's first",
             )
         if not self.reward_funcs and not self.watch_funcs:
-            for key in ("on_bad_reward", "reward_time_limit", "reward_isolate"):
+            for key in ("reward_time_limit", "reward_isolate"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     conflict(key, "is about reward functions; give reward_funcs, or remove it")
         if "watched" in self.stop_when and self.watch_model is None and not self.watch_funcs:
