@@ -346,6 +346,8 @@ def test_refusals(world: World) -> None:
     refused(r"keep_top: 4 of 4 responses chooses nothing", "raft", keep_top=4)
     refused(r"keep_top: 9 of num_generations=4", "raft", keep_top=9)
     refused(r"old_logprobs: unknown key", old_logprobs="trainer")
+    refused(r"stop_when: entropy: these steps compute none", stop_when=["entropy"])
+    refused(r"stop_when: entropy: these steps compute none", "raft", stop_when=["entropy"])
     refused(r"sync_ref_model: .*online_dpo has ref_model_sync_steps", sync_ref_model=True)
     refused(r"loss: 'best' is no loss", loss="best")
     long = tiny_runs.write_rows(world.root / "long.jsonl", [{"prompt": "a cat " * 900}])
