@@ -32,6 +32,12 @@ def dots(completions, **_):
 def many(completions, **_):
     return [float(sum(map(text.count, "aeiou")) > 1) for text in completions]
 
+def rare(completions, **_):
+    return [len(text) / 10 if len(completions) == 12 else None for text in completions]
+
+def none(completions, **_):
+    return [None] * len(completions)
+
 def prompt(completions, **_):
     return [len(text) / 10 for text in completions]
 
@@ -250,6 +256,15 @@ def test_scores_that_are_no_numbers(world: World, monkeypatch: pytest.MonkeyPatc
     assert math.isfinite(record["reward"]) and math.isfinite(record["loss"])
 
 
+def test_an_evaluation_that_nobody_could_judge_is_no_number(world: World) -> None:
+    found = run(world, "ppo", "rare", metric_for_best_model="eval_reward", max_steps=1)
+    for record in found.evaluated:
+        assert math.isnan(record["eval_reward"]) and math.isnan(record["eval_rewards/rare/mean"])
+        assert record["eval_length"] > 0
+    with pytest.raises(TrimtabError, match=r"rollout 1: 12 of 12 responses could not be judged"):
+        run(world, "ppo", "none", max_steps=1)
+
+
 def test_missing_end_costs_its_penalty(world: World) -> None:
     plain = run(world, "ppo", max_steps=1).trained[0]
     fined = run(world, "ppo", max_steps=1, missing_eos_penalty=2.0).trained[0]
@@ -347,6 +362,13 @@ def test_adaptive_controller_follows_its_rule(world: World) -> None:
         expected *= 1 + error * 12 / 24
 
 
+def test_adaptive_controller_keeps_a_tenth(world: World) -> None:
+    """A rollout of many horizons would make the coefficient negative."""
+    found = run(world, "ppo", kl_controller="adaptive", kl_horizon=1, num_ppo_epochs=1, max_steps=3)
+    coefficients = [record["kl_coef"] for record in found.trained]
+    assert coefficients == pytest.approx([0.05, 0.005, 0.0005])
+
+
 def test_ptx_term_is_in_the_same_step(world: World) -> None:
     mix = {"dataset_name": str(world.root / "texts.jsonl"), "weight": 0.5}
     tax = {"eval_text_name": str(world.root / "texts_held.jsonl")}
@@ -391,6 +413,7 @@ def test_refusals(world: World) -> None:
         r"kl_estimator.*reference would be ignored", "grpo", kl_placement="loss", kl_estimator="k1"
     )
     refused(r"objective.*one step a rollout", objective="on_policy")
+    refused(r"kl_controller: .*0 stays 0", kl_controller="adaptive", kl_coef=0.0)
     refused(r"mix\.dataset_name.*missing", mix={"weight": 0.5})
     refused(r"num_mini_batches.*at most one a prompt", num_mini_batches=9)
     refused("no such folder", reward_funcs=None, reward_model=str(world.root / "nowhere"))
