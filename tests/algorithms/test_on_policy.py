@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -12,9 +14,13 @@ import torch
 from tests import tiny_runs
 from tests.algorithms.stage_world import CONTINUOUS, Run, World, apart
 
+import trimtab
 from trimtab.algorithms import group, ppo
+from trimtab.algorithms.experience import Experience, response_tree
 from trimtab.algorithms.policy import Policy
-from trimtab.errors import TrimtabError
+from trimtab.data.trees import Origin
+from trimtab.errors import RunError, TrimtabError
+from trimtab.rewards.reward_model import RewardModel
 
 REWARDS = """
 def vowels(completions, **_):
@@ -25,6 +31,15 @@ def dots(completions, **_):
 
 def many(completions, **_):
     return [float(sum(map(text.count, "aeiou")) > 1) for text in completions]
+
+def rare(completions, **_):
+    return [len(text) / 10 if len(completions) == 12 else None for text in completions]
+
+def none(completions, **_):
+    return [None] * len(completions)
+
+def prompt(completions, **_):
+    return [len(text) / 10 for text in completions]
 
 def same(completions, **_):
     return [0.5] * len(completions)
@@ -170,6 +185,17 @@ def test_flat_groups_are_sampled_again_whole(world: World, monkeypatch: pytest.M
     assert left < flat
 
 
+def test_a_broken_advantage_is_no_group_without_signal() -> None:
+    """It reaches the loss, which then says what is wrong."""
+    trees = [response_tree([1], [[2], [3]], Origin("d", i)) for i in range(3)]
+    one = Experience(0, trees, [0, 1, 2], responses={"valid": torch.ones(6)})
+    one.tokens["advantages"] = torch.tensor([0, 0, math.nan, 0, 1, -1.0])
+    stage = object.__new__(group.GroupPolicyGradient)
+    stage.kl_in_loss = False
+    stage.stream = SimpleNamespace(token_budget=100)  # type: ignore[assignment]
+    assert [micro.rows for micro in stage.select(one, [0, 1, 2])] == [(1, 2)]
+
+
 # ---------------------------------------------------------------------- learning
 
 
@@ -220,6 +246,50 @@ def test_rewards_of_several_sources_are_summed(world: World) -> None:
     assert found["objective/scores"] == pytest.approx(expected, rel=1e-6)
 
 
+def test_rewards_of_one_name_are_told_apart(world: World) -> None:
+    """A model and a function; and none of their names is a column of the completions."""
+    model = world.keys("pairs", sample_prompts=...)
+    model["output_dir"] = str(world.root / "vowels")
+    trimtab.reward(**model)
+    both = run(world, "ppo", "vowels", reward_model=model["output_dir"], max_steps=1)
+    record = both.trained[0]
+    expected = record["rewards/vowels/mean"] + record["rewards/vowels_2/mean"]
+    assert record["reward"] == pytest.approx(expected, rel=1e-5)
+    found = run(world, "ppo", "prompt", watch_funcs=[f"{world.root}/rewards.py:prompt"] * 2)
+    table = pq.read_table(found.folder / "completions" / "rollout_000000.parquet").to_pydict()
+    assert all(isinstance(text, str) for text in table["prompt"])
+    assert table["rewards/prompt"] == table["watch/prompt"] == table["watch/prompt_2"]
+
+
+def test_scores_that_are_no_numbers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward model's are as a function's: the run stops and names one, or leaves them out."""
+    own = str(world.run("reward", "pairs", sample_prompts=...).folder)
+    whole = RewardModel.member_scores
+
+    def broken(self: RewardModel, trees: Any) -> Any:
+        found = whole(self, trees)
+        found[0][1] = [math.nan]
+        found[0][2] = [math.inf]
+        return found
+
+    monkeypatch.setattr(RewardModel, "member_scores", broken)
+    keys: dict[str, Any] = {"reward_funcs": None, "reward_model": own, "max_steps": 1}
+    with pytest.raises(RunError, match=r"reward_model=.*:\d+ \(.*gave nan, .*on_bad_reward=drop"):
+        run(world, "ppo", **keys)
+    record = run(world, "ppo", on_bad_reward="drop", **keys).trained[0]
+    assert record["rewards/dropped"] == pytest.approx(2 / 12)
+    assert math.isfinite(record["reward"]) and math.isfinite(record["loss"])
+
+
+def test_an_evaluation_that_nobody_could_judge_is_no_number(world: World) -> None:
+    found = run(world, "ppo", "rare", metric_for_best_model="eval_reward", max_steps=1)
+    for record in found.evaluated:
+        assert math.isnan(record["eval_reward"]) and math.isnan(record["eval_rewards/rare/mean"])
+        assert record["eval_length"] > 0
+    with pytest.raises(TrimtabError, match=r"rollout 1: 12 of 12 responses could not be judged"):
+        run(world, "ppo", "none", max_steps=1)
+
+
 def test_missing_end_costs_its_penalty(world: World) -> None:
     plain = run(world, "ppo", max_steps=1).trained[0]
     fined = run(world, "ppo", max_steps=1, missing_eos_penalty=2.0).trained[0]
@@ -234,7 +304,10 @@ def test_responses_that_nobody_judges_are_left_out(world: World, verb: str) -> N
     assert found.trained[0]["rewards/dropped"] == pytest.approx(4 / 12)
     assert found.trained[0]["reward"] > 0  # the mean is over the others
     table = pq.read_table(found.folder / "completions" / "rollout_000000.parquet").to_pydict()
-    assert len(table["completion"]) == 12 and {"prompt", "reward", "tokens", "shy"} <= table.keys()
+    assert (
+        len(table["completion"]) == 12
+        and {"prompt", "reward", "tokens", "rewards/shy"} <= table.keys()
+    )
 
 
 def test_reward_model_of_the_same_tokenizer_reads_the_tokens(world: World) -> None:
@@ -314,6 +387,13 @@ def test_adaptive_controller_follows_its_rule(world: World) -> None:
         expected *= 1 + error * 12 / 24
 
 
+def test_adaptive_controller_keeps_a_tenth(world: World) -> None:
+    """A rollout of many horizons would make the coefficient negative."""
+    found = run(world, "ppo", kl_controller="adaptive", kl_horizon=1, num_ppo_epochs=1, max_steps=3)
+    coefficients = [record["kl_coef"] for record in found.trained]
+    assert coefficients == pytest.approx([0.05, 0.005, 0.0005])
+
+
 def test_ptx_term_is_in_the_same_step(world: World) -> None:
     mix = {"dataset_name": str(world.root / "texts.jsonl"), "weight": 0.5}
     tax = {"eval_text_name": str(world.root / "texts_held.jsonl")}
@@ -363,6 +443,7 @@ def test_refusals(world: World) -> None:
         r"kl_estimator.*reference would be ignored", "grpo", kl_placement="loss", kl_estimator="k1"
     )
     refused(r"objective.*one step a rollout", objective="on_policy")
+    refused(r"kl_controller: .*0 stays 0", kl_controller="adaptive", kl_coef=0.0)
     refused(r"mix\.dataset_name.*missing", mix={"weight": 0.5})
     refused(r"num_mini_batches.*at most one a prompt", num_mini_batches=9)
     refused("no such folder", reward_funcs=None, reward_model=str(world.root / "nowhere"))

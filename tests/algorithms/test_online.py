@@ -182,6 +182,19 @@ def test_the_policy_becomes_the_reference(world: World, lora: bool) -> None:
     assert abs(synced[5]["rewards/margins"]) > 1e-4  # it stays where it was
 
 
+def test_a_resumed_run_has_the_reference_of_its_checkpoint(world: World) -> None:
+    """In a folder of its own, too; with another reference by name it begins with that one."""
+    keys: dict[str, Any] = {"max_steps": 4, "learning_rate": 3e-3, "ref_model_sync_steps": 2}
+    calm = run(world, save_steps=1, save_total_limit=None, **keys)
+    resume = str(calm.folder / "checkpoint-3")
+    again = run(world, resume=resume, **keys)
+    assert again.trained == calm.trained[3:]
+    other = run(
+        world, resume=resume, ref_model_name_or_path=str(world.root / "other"), **keys
+    ).trained
+    assert abs(other[0]["objective/kl"] - calm.trained[3]["objective/kl"]) > 1e-2
+
+
 # ---------------------------------------------------------------------- learning
 
 
@@ -333,6 +346,8 @@ def test_refusals(world: World) -> None:
     refused(r"keep_top: 4 of 4 responses chooses nothing", "raft", keep_top=4)
     refused(r"keep_top: 9 of num_generations=4", "raft", keep_top=9)
     refused(r"old_logprobs: unknown key", old_logprobs="trainer")
+    refused(r"stop_when: entropy: these steps compute none", stop_when=["entropy"])
+    refused(r"stop_when: entropy: these steps compute none", "raft", stop_when=["entropy"])
     refused(r"sync_ref_model: .*online_dpo has ref_model_sync_steps", sync_ref_model=True)
     refused(r"loss: 'best' is no loss", loss="best")
     long = tiny_runs.write_rows(world.root / "long.jsonl", [{"prompt": "a cat " * 900}])

@@ -147,9 +147,9 @@ def test_watched_rewards_are_measured_and_change_nothing(world: World) -> None:
         assert kept == plain
         assert record["min_reward"] <= record["reward"] <= record["max_reward"]
     table = pq.read_table(found.folder / "completions" / "rollout_000000.parquet").to_pydict()
-    expected = sum(table["watch_brief"]) / len(table["watch_brief"])
+    expected = sum(table["watch/brief"]) / len(table["watch/brief"])
     assert found.trained[0]["watch/brief/mean"] == pytest.approx(expected)
-    assert table["watch_brief"] == [-float(len(text)) for text in table["completion"]]
+    assert table["watch/brief"] == [-float(len(text)) for text in table["completion"]]
     last = found.records[-1]
     low, high = last["eval_watch/brief/mean_ci95"]
     assert low <= last["eval_watch/brief/mean"] <= high
@@ -178,7 +178,7 @@ def test_members_of_an_ensemble_disagree(world: World) -> None:
     name = Path(folder).name
     # Two members: the distance of one from the mean is 1 / sqrt(2) of the standard deviation.
     for mean, one, spread in zip(
-        table[name], table["watch_member-1"], table["disagreement"], strict=True
+        table[f"rewards/{name}"], table["watch/member-1"], table["disagreement"], strict=True
     ):
         assert spread == pytest.approx(abs(one - mean) * 2**0.5, abs=1e-5)
     assert found.trained[0]["rewards/disagreement"] > 0

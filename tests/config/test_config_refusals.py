@@ -227,6 +227,11 @@ def test_pretrain_lengths_are_context_length() -> None:
             "eval_steps: 5: there are no held-out rows to evaluate on; give",
         ),
         (
+            "ppo",
+            ("--reward-funcs", "f", "--eval-text-name", "t", "--num-generations-eval", "5"),
+            "num_generations_eval: 5: there are no held-out rows to evaluate on; give",
+        ),
+        (
             "sft",
             ("--sample-prompts", "0", "--sample-steps", "5"),
             "sample_steps: 5: has no effect with sample_prompts=0",
@@ -259,3 +264,5 @@ def test_values_that_do_change_something_pass() -> None:
     assert run("sft", "--lora-r", "16").recipe.lora_r == 16  # the default, as in a resolved recipe
     found = run("sft", "--eval-steps", "5", "--dataset-test-split", "test").recipe
     assert [s.split for s in found.eval_specs()] == ["test"]
+    words = ("--reward-funcs", "f", "--eval-text-name", "t", "--eval-steps", "5")
+    assert run("ppo", *words, "--max-eval-rows", "9").recipe.eval_steps == 5

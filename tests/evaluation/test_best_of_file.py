@@ -113,6 +113,42 @@ def test_an_interrupted_run_goes_on(
     assert Path("best.jsonl").read_bytes() != Path("calm.jsonl").read_bytes()
 
 
+def test_a_run_killed_at_its_end_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert best_of_file(options(output="calm.jsonl"), VOWELS, mode="quiet") == 0
+    score, unlink = module.score, Path.unlink
+
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    def scored(*given: Any) -> Any:
+        score(*given)
+        stop()
+
+    def kept(self: Path, missing_ok: bool = False) -> None:
+        if self.name.endswith(".responses.jsonl") and self.exists():
+            stop()
+        unlink(self, missing_ok=missing_ok)
+
+    def left() -> list[str]:
+        return sorted(path.name for path in here.iterdir() if path.name.startswith("."))
+
+    with monkeypatch.context() as patch:  # the output is there, and both hidden files
+        patch.setattr(module, "score", scored)
+        with pytest.raises(KeyboardInterrupt):
+            best_of_file(options(), VOWELS, mode="quiet")
+    assert Path("best.jsonl").exists() and len(left()) == 2
+    with monkeypatch.context() as patch:  # one hidden file is removed
+        patch.setattr(module, "sample", stop)  # which is not asked again
+        patch.setattr(Path, "unlink", kept)
+        with pytest.raises(KeyboardInterrupt):
+            best_of_file(options(), VOWELS, mode="quiet")
+    assert left() == [".best.responses.jsonl"]
+    with pytest.raises(module.UsageError, match="exists already"):
+        best_of_file(options(), VOWELS, mode="quiet")
+    assert left() == []
+    assert Path("best.jsonl").read_bytes() == Path("calm.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

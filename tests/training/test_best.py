@@ -24,7 +24,10 @@ from trimtab.training.loop import Loop
         ("eval_perplexity", False),
         ("bpb", False),
         ("eval_kl", False),
+        ("eval_rewards/disagreement", False),
+        ("eval_completions/repetition", False),
         ("eval_accuracy", True),
+        ("eval_rewards/length/mean", True),
         ("eval_watch/gold/mean", True),
     ],
 )
@@ -32,6 +35,12 @@ def test_the_way_that_is_better_follows_from_the_name(name: str, greater: bool) 
     rule = BestRule.of(name, None, None)
     assert rule == BestRule(name.removeprefix("eval_"), greater)
     assert BestRule.of(name, not greater, 3).greater is not greater
+
+
+def test_length_has_no_better_end() -> None:
+    with pytest.raises(RecipeError, match=r"'eval_length': .* give greater_is_better"):
+        BestRule.of("eval_length", None, None)
+    assert not BestRule.of("eval_length", False, None).greater
 
 
 def test_equal_and_nan_are_not_better() -> None:

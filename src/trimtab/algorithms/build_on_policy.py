@@ -42,7 +42,7 @@ from trimtab.models.score_head import (
     without_output_head,
 )
 from trimtab.models.scored import is_scored, load_scored
-from trimtab.rewards.combine import names_of
+from trimtab.rewards.combine import told_apart
 from trimtab.rewards.functions import check_columns, resolve
 from trimtab.rewards.manifest import MANIFEST
 from trimtab.rewards.reward_model import RewardModel
@@ -139,19 +139,25 @@ class OnPolicyBuilder:
 
     def _judge(self, every: Mapping[Origin, PromptRow]) -> Judge:
         recipe = self.recipe
-        sources: dict[str, Score] = {}
+        sources: list[tuple[str, Score]] = []
         if recipe.reward_model is not None:
             self.reward_model = self._loaded_reward(recipe.reward_model, "reward_model")
-            name = Path(recipe.reward_model).name
-            sources[name] = by_reward_model(self.reward_model, self.rows.tokenizer)
+            sources.append(self._model(self.reward_model, "reward_model"))
         columns = {name for row in every.values() for name in row.columns}
-        sources |= self._functions(recipe.reward_funcs, columns)
-        watched: dict[str, Score] = {}
+        sources += self._functions(recipe.reward_funcs, columns)
+        watched: list[tuple[str, Score]] = []
         if recipe.watch_model is not None:
             model = self._loaded_reward(recipe.watch_model, "watch_model")
-            watched[Path(recipe.watch_model).name] = by_reward_model(model, self.rows.tokenizer)
-        watched |= self._functions(recipe.watch_funcs, columns)
-        return Judge(sources, recipe.reward_weights, watched)
+            watched.append(self._model(model, "watch_model"))
+        watched += self._functions(recipe.watch_funcs, columns)
+        return Judge(_by_name(sources), recipe.reward_weights, _by_name(watched))
+
+    def _model(self, model: RewardModel, key: str) -> tuple[str, Score]:
+        """A reward model and its name."""
+        score = by_reward_model(
+            model, self.rows.tokenizer, on_bad=self.recipe.on_bad_reward, key=key
+        )
+        return Path(model.name).name, score
 
     def _can_be_diagnosed(self) -> None:
         """Refuse to wait for a diagnosis that cannot come."""
@@ -180,16 +186,17 @@ class OnPolicyBuilder:
         self.note(f"{key.replace('_', ' ')} {path}: {how}")
         return model
 
-    def _functions(self, texts: Sequence[str], columns: set[str]) -> dict[str, Score]:
-        """Reward functions by name; they need columns that the rows have."""
+    def _functions(self, texts: Sequence[str], columns: set[str]) -> list[tuple[str, Score]]:
+        """Reward functions and their names; they need columns that the rows have."""
         recipe = self.recipe
         functions = [resolve(text, isolate=recipe.reward_isolate) for text in texts]
-        found: dict[str, Score] = {}
-        for name, function in zip(names_of(functions), functions, strict=True):
+        found: list[tuple[str, Score]] = []
+        for function in functions:
             check_columns(function, columns, ids=True)
-            found[name] = by_function(
+            score = by_function(
                 function, time_limit=recipe.reward_time_limit, on_bad=recipe.on_bad_reward
             )
+            found.append((function.name, score))
         return found
 
     # ------------------------------------------------------------------ PPO
@@ -295,6 +302,12 @@ class OnPolicyBuilder:
             seed=recipe.seed,
             name="held-out text",
         )
+
+
+def _by_name(sources: Sequence[tuple[str, Score]]) -> dict[str, Score]:
+    """Rewards by names that tell them apart, of models and functions together."""
+    names = told_apart([name for name, _ in sources])
+    return dict(zip(names, (score for _, score in sources), strict=True))
 
 
 def prompt_rows(*rows: Rows | None) -> dict[Origin, PromptRow]:

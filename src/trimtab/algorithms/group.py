@@ -200,7 +200,7 @@ class GroupPolicyGradient(OnPolicy):
         sizes = torch.tensor([sum(len(b.ids) for b in t.branches) for t in experience.trees])
         tree = torch.arange(len(sizes)).repeat_interleave(sizes)
         signal = torch.zeros(len(sizes)).index_add(0, tree, experience.tokens["advantages"].abs())
-        kept = [i for i in chosen if signal[i] > 0] or list(chosen[:1])
+        kept = [i for i in chosen if signal[i] != 0] or list(chosen[:1])
         found = super().select(experience, kept)
         valid = _valid_by_tree(experience)
         beside = {"sequence": 0.0, "token": 0.0}

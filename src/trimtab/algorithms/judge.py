@@ -22,8 +22,8 @@ from torch import Tensor
 from trimtab.data.rows import CompletionExample, Text
 from trimtab.data.tokenise import Drop
 from trimtab.data.trees import TokenTree
-from trimtab.errors import RecipeError
-from trimtab.rewards.functions import OnBad, RewardFunction, call, columns_of
+from trimtab.errors import RecipeError, RunError
+from trimtab.rewards.functions import OnBad, RewardFunction, call, columns_of, shown
 from trimtab.rewards.reward_model import RewardModel
 
 REWARD, WATCH, DISAGREEMENT = "reward:", "watch:", "disagreement"  # columns of a rollout
@@ -90,20 +90,35 @@ def _tensor(values: Sequence[float | None]) -> Tensor:
     return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float32)
 
 
-def by_reward_model(model: RewardModel, tokenizer: Any) -> Score:
-    """A reward model as a source of scores; ``tokenizer`` is the policy's."""
+def by_reward_model(
+    model: RewardModel, tokenizer: Any, *, on_bad: OnBad, key: str = "reward_model"
+) -> Score:
+    """A reward model as a source of scores; ``tokenizer`` is the policy's.
+
+    A score that is not finite is a RunError with ``on_bad="stop"``, and left out otherwise.
+    """
     same = same_tokens(model.tokenizer, tokenizer)
 
-    def rated(trees: Sequence[TokenTree]) -> Rated:
+    def rated(asked: Sequence[Asked], trees: Sequence[TokenTree]) -> Rated:
         members = [[one for (one,) in scores] for scores in model.member_scores(trees)]
-        every = list(zip(*members, strict=True))
-        means = [statistics.fmean(values) for values in every]
-        apart = [statistics.stdev(values) for values in every] if len(members) > 1 else None
-        return Rated(means, apart)
+        means: list[float | None] = []
+        apart: list[float] = []
+        for item, values in zip(asked, zip(*members, strict=True), strict=True):
+            bad = next((value for value in values if not math.isfinite(value)), None)
+            if bad is not None and on_bad == "stop":
+                raise RunError(
+                    f"{key}={model.name!r}: {shown(item.completion, item.tree.origin)}: gave "
+                    f"{bad}, not a number; its weights are damaged or overflow in their precision "
+                    "(on_bad_reward=drop leaves such samples out)"
+                )
+            means.append(statistics.fmean(values) if bad is None else None)
+            known = bad is None and len(values) > 1
+            apart.append(statistics.stdev(values) if known else math.nan)
+        return Rated(means, apart if len(members) > 1 else None)
 
     def score(asked: Sequence[Asked]) -> Rated:
         if same:
-            return rated([item.tree for item in asked])
+            return rated(asked, [item.tree for item in asked])
         examples = [
             CompletionExample(
                 origin=item.tree.origin, prompt=item.prompt, completion=item.completion
@@ -114,10 +129,11 @@ def by_reward_model(model: RewardModel, tokenizer: Any) -> Score:
         for trees in found:
             if isinstance(trees, Drop):
                 raise RecipeError(
-                    f"reward_model={model.name!r}: its chat template cannot render a response "
+                    f"{key}={model.name!r}: its chat template cannot render a response "
                     f"({trees.reason}); choose a reward model for such rows"
                 )
-        return rated([tree for one in found if not isinstance(one, Drop) for tree in one])
+        trees = [tree for one in found if not isinstance(one, Drop) for tree in one]
+        return rated(asked, trees)
 
     return score
 

@@ -9,6 +9,7 @@ functions of (seed, rollout, pass).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,14 @@ class OnPolicy(Stage):
         try:
             self.complete(experience)
         except ValueError as error:  # statistics over too few numbers
+            count = len(experience.lengths)
+            dropped = count - int(experience.responses["valid"].sum())
+            if dropped:
+                raise RecipeError(
+                    f"rollout {number + 1}: {dropped} of {count} responses could not be judged, "
+                    f"which leaves too little to train on ({error}); mend the reward, or take one "
+                    "that judges more of them"
+                ) from error
             raise RecipeError(
                 f"per_device_train_batch_size={len(rows)}: {error}; take more prompts or "
                 "num_generations a rollout"
@@ -279,7 +288,8 @@ class OnPolicy(Stage):
             del columns["kl"]
         columns |= {metric: v[~v.isnan()] for metric, v in reward_columns(r)}
         for name, values in columns.items():
-            if len(values) == 0:
+            if len(values) == 0:  # nobody could judge: known, and no number
+                found[name] = math.nan
                 continue
             # One value a prompt, so that responses to one prompt do not count as independent.
             whole = values.numel() == len(experience.groups)

@@ -167,3 +167,7 @@ class OnlinePreference(FreshSamples):
             for name, value in tensors.items():
                 parameters[name].copy_(value)
         self._refer_to(reference, self.synced_at)
+
+    def forget_tensors(self) -> None:
+        """The reference is the one that the stage was built with."""
+        self.synced_at = 0

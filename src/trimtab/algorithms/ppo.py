@@ -41,6 +41,7 @@ from trimtab.models.forward import hidden_states
 from trimtab.training.algorithm import Micro, Outcome
 from trimtab.training.terms import Metric, Term
 
+LEAST_KL_FACTOR = 0.1  # of the adaptive controller, at a rollout of several horizons
 VALUE_MODEL = "value_model"  # its folder in the run's
 
 
@@ -135,7 +136,8 @@ class PPO(OnPolicy):
             return self.kl_coef
         kl = sequence_sums(experience.tokens["kl"], experience).mean().item()
         error = min(max(kl / self.ppo.kl_target - 1, -0.2), 0.2)
-        return self.kl_coef * (1 + error * len(experience.lengths) / self.ppo.kl_horizon)
+        factor = 1 + error * len(experience.lengths) / self.ppo.kl_horizon
+        return self.kl_coef * max(factor, LEAST_KL_FACTOR)
 
     def use(self, experience: Experience) -> None:
         """The coefficient that the next rollout will have."""

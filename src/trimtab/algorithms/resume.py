@@ -38,6 +38,7 @@ def memory(resolved: Resolved, built: Built) -> dict[str, Any]:
         "precision": built.precision.name,
         "optimizer": recipe.optim,
         "objective": loss,
+        "reference": getattr(recipe, "ref_model_name_or_path", None),
         "classes": _classes(built),
         "inputs": {**inputs, "tokenizer": fingerprint_tokenizer(built.tokenizer)},
     }
@@ -83,15 +84,21 @@ def restore(
             f"resume={checkpoint.path}: its classes are {', '.join(state.get('classes', []))}, and "
             f"here they are {', '.join(now['classes'])}; name them in its order with labels"
         )
-    if state["objective"] != now["objective"]:
+    same_objective = state["objective"] == now["objective"]
+    if not same_objective:
         # Running statistics of one loss mean nothing to another.
         state = {**state, "algorithm": loop.algorithm.state_dict()}
         note(f"{checkpoint.path} was trained with {state['objective']}; its statistics start anew")
     if not same_run:  # another recipe may mean something else by the best, and where to stop
         state = {**state, "run": {**state["run"], "begun": False, "stopped": None}, "best": {}}
     loop.restore(state, tensors)
-    if f"{REFERENCE}.safetensors" in checkpoint.manifest.entries and state is checkpoint.state:
+    if f"{REFERENCE}.safetensors" not in checkpoint.manifest.entries or not same_objective:
+        return
+    if state.get("reference", now["reference"]) == now["reference"]:
         built.stage.load_tensors(checkpoint.tensors(REFERENCE))
+        return
+    built.stage.forget_tensors()
+    note(f"{checkpoint.path} has a later reference; here it is ref_model_name_or_path, as named")
 
 
 def take_best(loop: Loop, folder: Path, note: Callable[[str], None]) -> None:

@@ -131,9 +131,9 @@ def write_completions(experience: Experience, asked: Sequence[Asked], folder: Pa
     }
     for name, values in r.items():
         if name.startswith(REWARD):
-            table[name.removeprefix(REWARD)] = values.tolist()
+            table[f"rewards/{name.removeprefix(REWARD)}"] = values.tolist()
         elif name.startswith(WATCH):
-            table[f"watch_{name.removeprefix(WATCH)}"] = values.tolist()
+            table[f"watch/{name.removeprefix(WATCH)}"] = values.tolist()
         elif name == DISAGREEMENT:
             table[name] = values.tolist()
     for column in ("kl", "advantages"):

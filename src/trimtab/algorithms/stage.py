@@ -151,6 +151,9 @@ class Stage:
         """Put back what ``tensors`` gave."""
         raise AssertionError("tensors for a stage that has none")
 
+    def forget_tensors(self) -> None:
+        """Begin with what there was before ``tensors``, after ``load_state_dict``."""
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what ``state_dict`` gave."""
         assert not state, "state for a stage that has none"

@@ -118,12 +118,12 @@ _RULES = (
         "has no effect with lr_scheduler_type={r.lr_scheduler_type}; use linear or cosine",
     ),
     _Rule(
-        ("eval_steps", "max_eval_rows", "eval_stride"),
+        ("eval_stride", "num_generations_eval"),
         _no_held_out,
         "there are no held-out rows to evaluate on; give eval_dataset_name",
     ),
     _Rule(
-        ("metric_for_best_model",),
+        ("eval_steps", "max_eval_rows", "metric_for_best_model"),
         _never_evaluates,
         "there are no held-out rows to evaluate on; give eval_dataset_name",
     ),

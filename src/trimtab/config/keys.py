@@ -236,7 +236,8 @@ class RunKeys(Keys):
     greater_is_better: bool | None = Field(
         default=None,
         description="Which way metric_for_best_model is better; null: smaller for losses, "
-        "perplexity, bits per byte and KL, greater for the rest.",
+        "perplexity, bits per byte, KL, disagreement and repetition, to be given for length, "
+        "greater for the rest.",
     )
     load_best_model_at_end: bool = Field(
         default=False, description="The result is the best checkpoint's model, not the last one's."

@@ -68,7 +68,8 @@ class RolloutKeys(Keys):
     )
     on_bad_reward: Literal["stop", "drop"] = Field(
         default="stop",
-        description="When a reward function fails or returns NaN: stop, or leave the sample out.",
+        description="When a reward function fails, or a reward is NaN or infinite: stop, or leave "
+        "the sample out.",
     )
     reward_time_limit: Number = Field(
         default=60.0, gt=0, description="Seconds that a reward function may take for a rollout."
@@ -133,7 +134,7 @@ class OnPolicyRecipe(TrainRecipe, RolloutKeys):
                 "model's first",
             )
         if not self.reward_funcs and not self.watch_funcs:
-            for key in ("on_bad_reward", "reward_time_limit", "reward_isolate"):
+            for key in ("reward_time_limit", "reward_isolate"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     conflict(key, "is about reward functions; give reward_funcs, or remove it")
         if "watched" in self.stop_when and self.watch_model is None and not self.watch_funcs:
@@ -182,7 +183,10 @@ class PpoRecipe(PolicyGradientRecipe):
     )
     kl_target: Number = Field(default=6.0, gt=0, description="KL per response, in nats.")
     kl_horizon: Whole = Field(
-        default=10_000, ge=1, description="Responses over which the adaptive controller acts."
+        default=10_000,
+        ge=1,
+        description="Responses over which the adaptive controller acts: a rollout of n changes "
+        "kl_coef by at most the factor 1 +- 0.2 n / kl_horizon, and never to less than a tenth.",
     )
     num_ppo_epochs: Whole = Field(default=4, ge=1, description="Passes over every rollout.")
     num_mini_batches: Whole = Field(
@@ -233,6 +237,8 @@ class PpoRecipe(PolicyGradientRecipe):
             for key in ("kl_target", "kl_horizon"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     conflict(key, "has no effect with kl_controller=fixed; use adaptive")
+        elif self.kl_coef == 0:
+            conflict("kl_controller", "adaptive multiplies kl_coef, and 0 stays 0; give kl_coef")
         if self.num_mini_batches > self.rows_per_step:
             conflict(
                 "num_mini_batches",

@@ -35,6 +35,11 @@ class FreshRecipe(OnPolicyRecipe):
                 f"{self.num_mini_batches} for {self.rows_per_step} prompts a rollout; at most one "
                 "a prompt",
             )
+        if "entropy" in self.stop_when:
+            conflict(
+                "stop_when",
+                "entropy: these steps compute none, and it would never be told; take variety",
+            )
         return self
 
     @property

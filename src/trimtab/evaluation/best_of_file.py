@@ -18,6 +18,7 @@ from trimtab.errors import RecipeError, UsageError
 from trimtab.evaluation.best_of_n import kl_bound
 from trimtab.rewards.score_file import ScoreOptions, score
 from trimtab.rewards.score_file import check as check_score
+from trimtab.rewards.score_journal import journal_of as score_journal_of
 from trimtab.rollout.sample_file import SampleOptions, sample
 from trimtab.rollout.sample_file import check as check_sample
 from trimtab.rollout.sample_journal import journal_of
@@ -78,6 +79,8 @@ def best_of_file(options: SampleOptions, reward: BestOfReward, *, mode: str = "a
     between = output.with_name(f".{output.stem}.responses.jsonl")
     begun = output.with_name(f".{output.stem}.best-of.json")
     chosen = _score_options(options, reward, str(between))
+    if not begun.exists():
+        between.unlink(missing_ok=True)  # of a run that was killed after its end
     check_sample(dataclasses.replace(options, restart=options.restart or begun.exists()))
     check_score(dataclasses.replace(chosen, restart=True))
     fresh = _begin(begun, options, reward)
@@ -90,9 +93,11 @@ def best_of_file(options: SampleOptions, reward: BestOfReward, *, mode: str = "a
             lines = [line.replace(BLANK, "no candidates") for line in lines]
         else:
             progress.note("going on with an unfinished run: all responses are there")
-        outcome = score(dataclasses.replace(chosen, restart=fresh), progress)
+        # An output that is there was to be replaced, or is this very run's.
+        again = fresh or not score_journal_of(output).exists()
+        outcome = score(dataclasses.replace(chosen, restart=again), progress)
+    begun.unlink(missing_ok=True)  # first: without it nothing is unfinished
     between.unlink(missing_ok=True)
-    begun.unlink(missing_ok=True)
     n = options.num_generations
     kept = [line for line in outcome.lines if not line.startswith("next")]
     bound = (

@@ -37,11 +37,16 @@ def weighted_sum(
 
 def names_of(functions: Sequence[RewardFunction]) -> list[str]:
     """Names that tell the functions apart: a second ``length`` is ``length_2``."""
+    return told_apart([function.name for function in functions])
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Every name once: a second ``length`` is ``length_2``."""
     found: list[str] = []
-    for function in functions:
-        name, count = function.name, 2
+    for plain in names:
+        name, count = plain, 2
         while name in found:
-            name, count = f"{function.name}_{count}", count + 1
+            name, count = f"{plain}_{count}", count + 1
         found.append(name)
     return found
 

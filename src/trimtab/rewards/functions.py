@@ -187,10 +187,7 @@ def call(
     keywords = _keywords(function, prompts, completions, columns, completion_ids)
 
     def sample(index: int) -> str:
-        begun = " ".join(text_of(completions[index]).split())
-        begun = begun[:_SHOWN] + ("..." if len(begun) > _SHOWN else "")
-        place = f"{origins[index].source}:{origins[index].row}" if origins else f"sample {index}"
-        return f"{place} ({begun!r})"
+        return shown(completions[index], origins[index] if origins else index)
 
     try:
         answers = function.run(keywords, count, time_limit)
@@ -208,6 +205,14 @@ def call(
     if problems and on_bad == "stop":
         raise _stopped(function, problems, on_bad_key)
     return Outcome([None if isinstance(a, Bad) else a for a in answers], problems)
+
+
+def shown(completion: Any, place: Origin | int) -> str:
+    """A sample for messages: its row (or number) and how the completion begins."""
+    begun = " ".join(text_of(completion).split())
+    begun = begun[:_SHOWN] + ("..." if len(begun) > _SHOWN else "")
+    where = f"sample {place}" if isinstance(place, int) else f"{place.source}:{place.row}"
+    return f"{where} ({begun!r})"
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -14,7 +14,8 @@ from typing import Any
 from trimtab.errors import RecipeError
 
 # Last words of metrics that are better when they are smaller.
-SMALLER = ("loss", "perplexity", "bpb", "nll", "kl")
+SMALLER = ("loss", "perplexity", "bpb", "nll", "kl", "disagreement", "repetition")
+NEITHER = ("length",)  # and of those that are better at no end
 
 
 @dataclasses.dataclass
@@ -36,8 +37,13 @@ class BestRule:
 
     @classmethod
     def of(cls, name: str, greater: bool | None, patience: int | None) -> BestRule:
-        """From recipe keys; ``greater`` None decides by the metric's name."""
+        """From recipe keys; ``greater`` None decides by the metric's name, or is a RecipeError."""
         metric = name.removeprefix("eval_")
+        if greater is None and metric.endswith(NEITHER):
+            raise RecipeError(
+                f"metric_for_best_model={name!r}: longer is neither better nor worse by itself; "
+                "give greater_is_better"
+            )
         if greater is None:
             greater = not metric.endswith(SMALLER)
         return cls(metric, greater, patience)
