@@ -262,7 +262,6 @@ def test_rounds_are_those_of_sample_score_and_dpo(
         dataset_name="prompts.jsonl",
         reward_funcs=["reward.py:reward"],
         num_generations=4,
-        num_generations_eval=4,
         max_completion_length=28,
         num_iterations=2,
         ref_model_sync_steps=2,
