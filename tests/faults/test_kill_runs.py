@@ -136,6 +136,16 @@ def test_killed_and_run_again_ends_with_the_same_bits(
     assert differing == []
 
 
+def test_a_run_goes_on_from_its_first_evaluation(world: World) -> None:
+    """The best checkpoint so far is that of step 0: a self-check had sampled a rollout before it.
+
+    What that rollout made of the KL controller must not be in the checkpoint.
+    """
+    made, differing = world.trial("ppo", [Kill("log", 4)])
+    assert made == 1
+    assert differing == []
+
+
 def no_cut(*_: object) -> int:
     return 0
 

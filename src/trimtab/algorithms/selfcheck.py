@@ -172,8 +172,8 @@ def _gradients(stage: Stage) -> Check:
     reached: set[str] = set()
     finite = True
     with _kept_hooks(trainable, reached):
+        state = stage.state_dict()  # before a rollout moves a controller of the KL term
         micros = stage.micros(0)
-        state = stage.state_dict()
         stage.prepare(0, micros)
         for stream in dict.fromkeys(micro.stream for micro in micros):
             smallest = min(
