@@ -19,11 +19,11 @@ import trimtab
 from trimtab.data.rows import CompletionExample
 from trimtab.data.tokenise import Drop
 from trimtab.data.trees import Origin, TokenTree
-from trimtab.errors import TrimtabError
 from trimtab.evaluation.best_of_n import expected_best
 from trimtab.evaluation.statistics import bootstrap_interval, clustered_share, paired_bootstrap
 from trimtab.rewards.reward_model import RewardModel
 from trimtab.world.annotators import rank_stories
+from trimtab.world.command import exit_code
 from trimtab.world.corpus import RankedRow, held_out_requests, preference_rows, write_jsonl
 from trimtab.world.demo_stories import Storyteller
 from trimtab.world.draws import Draw
@@ -285,14 +285,8 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=48, help="held-out requests for best of n")
     parser.add_argument("--samples", type=int, default=64, help="stories on each, a power of 2")
     parser.add_argument("--seed", type=int, default=0, help="of pairs, order and samples")
-    try:
-        calibrate(parser.parse_args())
-    except TrimtabError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    chosen = parser.parse_args()
+    return exit_code(lambda: calibrate(chosen))
 
 
 if __name__ == "__main__":

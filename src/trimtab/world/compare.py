@@ -22,7 +22,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from trimtab.errors import TrimtabError, UsageError
+from trimtab.errors import UsageError
+from trimtab.training.files import write_atomic
+from trimtab.world.command import exit_code, require_positive
 from trimtab.world.compare_report import Point, Run, charts, report
 from trimtab.world.corpus import held_out_requests, pretrain_documents
 from trimtab.world.demo_stages import PAIR_RATE, PASSES, on_policy, ptx
@@ -181,7 +183,7 @@ def start(folder: Path, examiner: Examiner) -> Point:
 
 
 def _kept(path: Path, found: Run) -> Run:
-    _write(path, json.dumps(found.record()))
+    write_atomic(path, json.dumps(found.record()).encode())
     return found
 
 
@@ -200,7 +202,7 @@ def compare(demo: Path, folder: Path, settings: Settings) -> None:
                 f"demo={demo}: has no model {name}; run trimtab demo, or name its folder"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(mine))
+    write_atomic(path, json.dumps(mine).encode())
     examiner = Examiner(demo, settings)
     sft = start(folder, examiner)
     runs: list[Run] = []
@@ -216,22 +218,15 @@ def compare(demo: Path, folder: Path, settings: Settings) -> None:
         )
     text, record = report(sft, runs)
     record = {"settings": dataclasses.asdict(settings), **record}
-    _write(folder / "compare.json", json.dumps(record, indent=1))
-    _write(folder / "compare.md", text)
+    write_atomic(folder / "compare.json", json.dumps(record, indent=1).encode())
+    write_atomic(folder / "compare.md", text.encode())
     for name, drawn in charts(sft, runs).items():
-        _write(folder / f"{name}.svg", drawn)
+        write_atomic(folder / f"{name}.svg", drawn.encode())
     print(f"\n{text}\nThe curves are in {folder / 'compare.json'}, drawn in {folder}/*.svg")
 
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _write(path: Path, text: str) -> None:
-    """A file that is there whole or not at all: it says what is done."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def main() -> int:
@@ -250,18 +245,12 @@ def main() -> int:
     parser.add_argument("--seed", default=size.seed, type=int, help="of training and sampling")
     chosen = vars(parser.parse_args())
     demo, folder = chosen.pop("demo"), chosen.pop("output_dir")
-    try:
-        for name, value in chosen.items():
-            if name != "seed" and value < 1:
-                raise UsageError(f"--{name} {value}: must be at least 1")
+
+    def work() -> None:
+        require_positive(chosen, zero=["seed"])
         compare(demo, folder, Settings(**chosen))
-    except TrimtabError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

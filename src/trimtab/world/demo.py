@@ -21,6 +21,7 @@ from statistics import mean
 from typing import Any
 
 from trimtab.errors import UsageError
+from trimtab.training.files import write_atomic
 from trimtab.world.corpus import (
     held_out_requests,
     pretrain_documents,
@@ -89,7 +90,7 @@ def run_demo(*, output_dir: str, seed: int = 0, seeds: int = 1, fast: bool = Fal
     summary["seconds"] = round(time.perf_counter() - start, 1)
     _report(summary, ladders[0], folder)
     # Last: this file says that the demo is finished.
-    _write(folder / "summary.json", json.dumps(summary, indent=1))
+    write_atomic(folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     _say(_next_steps(folder, folder if seeds == 1 else folder / f"seed-{seed}", summary["seconds"]))
     return 0
 
@@ -146,14 +147,7 @@ def _same_settings(folder: Path, settings: dict[str, Any]) -> None:
             f"output_dir={folder}: holds something else than a demo; give another --output-dir"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(settings))
-
-
-def _write(path: Path, text: str) -> None:
-    """A file that is there whole or not at all: it says how far the demo is."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
+    write_atomic(path, (json.dumps(settings) + "\n").encode())
 
 
 def _say(text: str) -> None:

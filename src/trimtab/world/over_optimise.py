@@ -25,12 +25,13 @@ from typing import Any
 
 import trimtab
 from trimtab.algorithms.diagnosis import Diagnoses
-from trimtab.errors import TrimtabError, UsageError
+from trimtab.errors import UsageError
 from trimtab.report.charts import Axis, Point, Series, line_chart
 from trimtab.training import files
 from trimtab.training.metrics import read_metrics
 from trimtab.training.run_folder import finished_recipe
 from trimtab.world.calibrate import train
+from trimtab.world.command import exit_code, require_positive
 from trimtab.world.corpus import held_out_requests, kwise_rows, train_requests, write_jsonl
 
 GOLD = "eval_watch/gold/mean"
@@ -282,19 +283,14 @@ def main() -> int:
         parser.add_argument(option, default=value, type=type(value), help=about[name])
     chosen = vars(parser.parse_args())
     demo, folder = chosen.pop("demo"), chosen.pop("output_dir")
-    try:
-        for name, value in chosen.items():
-            if value < 0 or (value == 0 and name not in ("kl_coef", "seed")):
-                raise UsageError(f"--{name.replace('_', '-')} {value}: must be above 0")
+
+    def work() -> None:
+        require_positive(chosen, zero=["kl_coef", "seed"])
         found = over_optimise(demo, folder, Settings(**chosen))
-    except TrimtabError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from there", file=sys.stderr)
-        return 130
-    print("\n".join(["", *table(found), "", f"{folder / 'curve.json'}, {folder / 'curve.svg'}"]))
-    return 0
+        ends = f"{folder / 'curve.json'}, {folder / 'curve.svg'}"
+        print("\n".join(["", *table(found), "", ends]))
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -28,11 +28,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from trimtab.errors import TrimtabError, UsageError
+from trimtab.errors import UsageError
 from trimtab.evaluation.statistics import cluster_bootstrap, clustered_share
 from trimtab.rewards.reward_model import RewardModel
+from trimtab.training.files import write_atomic
 from trimtab.world.annotators import rank_stories
 from trimtab.world.calibrate import Tally, own_stories, rewards, tally, train
+from trimtab.world.command import exit_code, require_positive
 from trimtab.world.corpus import (
     PreferenceRow,
     RankedRow,
@@ -119,7 +121,7 @@ def held_out(demo: Path, folder: Path, requests: int) -> dict[str, list[RankedRo
             ranks = rank_stories(asked[number], stories, Draw("reward study", number))
             own.append({"prompt": asked[number], "responses": stories, "ranks": ranks})
     found = {"the teller": kwise_rows(requests, k=K, split="held_out"), "the sft model": own}
-    _write(path, json.dumps(found, ensure_ascii=False))
+    write_atomic(path, json.dumps(found, ensure_ascii=False).encode())
     return found
 
 
@@ -175,7 +177,7 @@ def run(
             for of, told in judged_by.items()
         },
     }
-    _write(path, json.dumps(record))
+    write_atomic(path, json.dumps(record).encode())
     return record
 
 
@@ -319,7 +321,7 @@ def study(demo: Path, folder: Path, settings: Settings) -> None:
                 f"demo={demo}: has no model {name}; run trimtab demo, or name its folder"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(mine))
+    write_atomic(path, json.dumps(mine).encode())
     judged_by = held_out(demo, folder, settings.requests)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
     for seed, name in itertools.product(range(settings.seeds), ARMS):
@@ -330,16 +332,9 @@ def study(demo: Path, folder: Path, settings: Settings) -> None:
         )
         print(f"seed {seed}, {name}: {found['cpu_seconds']:.1f} s, {shares}", flush=True)
     text, record = report(runs, judged_by, settings)
-    _write(folder / "study.json", json.dumps(record, indent=1))
-    _write(folder / "study.md", text)
+    write_atomic(folder / "study.json", json.dumps(record, indent=1).encode())
+    write_atomic(folder / "study.md", text.encode())
     print("\n" + text)
-
-
-def _write(path: Path, text: str) -> None:
-    """A file that is there whole or not at all: it says what is done."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def main() -> int:
@@ -358,18 +353,12 @@ def main() -> int:
     parser.add_argument("--requests", default=size.requests, type=int, help="held out")
     chosen = vars(parser.parse_args())
     demo, folder = chosen.pop("demo"), chosen.pop("output_dir")
-    try:
-        for name, value in chosen.items():
-            if value < 1:
-                raise UsageError(f"--{name} {value}: must be at least 1")
+
+    def work() -> None:
+        require_positive(chosen)
         study(demo, folder, Settings(**chosen))
-    except TrimtabError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":
