@@ -19,17 +19,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tests.exact.exact_runs import LANGUAGE, PROMPT, WORDS, prepare, rewards_of, sampled
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-import trimtab
 from trimtab.losses.kl import KL_ESTIMATORS, weighted_kl
 from trimtab.losses.policy_gradient import reinforce_loss
-from trimtab.models.hub import quiet
 from trimtab.proof.closed_forms import best_policy
-from trimtab.proof.language import Language
 from trimtab.proof.problem import setup_e6
-from trimtab.proof.transformer import save_transformer
 
 BETA = 0.5
 K3_OF_E6 = (0.09554698, 0.03036179, 0.04938524, 0.77545682, 0.02148382, 0.02776535)
@@ -99,15 +96,6 @@ def test_k1_in_the_loss_ignores_the_reference() -> None:
 
 # --------------------------------------------------------------------------- through the verbs
 
-LANGUAGE = Language(prompts="xy")
-PROMPT = "xy"
-REWARD = """
-import random
-
-def reward(completions, **_):
-    return [random.Random("r" + text).gauss(0, 1) for text in completions]
-"""
-
 
 class Setting(NamedTuple):
     """A model's folder, rewards of the five tokens and the reference's log-probs after xy [5]."""
@@ -127,44 +115,14 @@ def next_token(folder: Path) -> Tensor:
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    quiet()
     root = tmp_path_factory.mktemp("kl-forms")
-    save_transformer(root / "reference", LANGUAGE, seed=3, spread=0.08)
-    (root / "reward.py").write_text(REWARD)
-    (root / "prompts.jsonl").write_text(json.dumps({"prompt": PROMPT}) + "\n")
-    names: dict[str, Any] = {}
-    exec(REWARD, names)
-    words = [*LANGUAGE.letters, "", *LANGUAGE.prompts]
-    rewards = torch.tensor(names["reward"](words), dtype=torch.float64)
-    return Setting(root, rewards, next_token(root / "reference"))
+    return Setting(root, rewards_of(WORDS), next_token(prepare(root)))
 
 
 def trained(setting: Setting, verb: str, name: str, **keys: Any) -> Tensor:
     """[5] log-probs after training with the verb."""
-    common: dict[str, Any] = {
-        "model_name_or_path": str(setting.root / "reference"),
-        "dataset_name": str(setting.root / "prompts.jsonl"),
-        "reward_funcs": [f"{setting.root / 'reward.py'}:reward"],
-        "max_completion_length": 1,
-        "per_device_train_batch_size": 1,
-        "num_generations": 256,
-        "rollout_slots": 256,
-        "kl_coef": BETA,
-        "max_steps": 60,
-        "learning_rate": 1e-2,
-        "attn_layout": "padded",
-        "lr_scheduler_type": "linear",
-        "precision": "fp32",
-        "device": "cpu",
-        "token_budget": 4096,
-        "logging_steps": 1000,
-        "save_steps": None,
-        "sample_prompts": 0,
-        "self_check": False,
-        "quiet": True,
-        "output_dir": str(setting.root / name),
-    }
-    return next_token(getattr(trimtab, verb)(**{**common, **keys}).output_dir)
+    common: dict[str, Any] = {"max_completion_length": 1, "kl_coef": BETA, "max_steps": 60}
+    return next_token(sampled(setting.root, verb, name, **{**common, **keys}))
 
 
 def distance(found: Tensor, optimum: Tensor) -> float:

@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.exact.exact_runs import LANGUAGE, PROMPT
 from tests.exact.test_exact_rlhf import (  # noqa: F401 - a fixture
     BETA,
-    LANGUAGE,
-    PROMPT,
     TOKENS,
     Setting,
     outcomes,

@@ -8,7 +8,6 @@ once with a small transformer through the verb ``reward``, read back with transf
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.exact.exact_runs import LANGUAGE, full_batch
 from torch import Tensor, nn
 
-import trimtab
 from trimtab.losses import plackett_luce_ranking_loss, ranking_loss
 from trimtab.models.hub import quiet
 from trimtab.proof.expectation import minimise
-from trimtab.proof.language import Language
 from trimtab.proof.preferences import (
     Pairs,
     Rankings,
@@ -41,7 +39,6 @@ from trimtab.proof.transformer import (
     save_transformer,
 )
 
-LANGUAGE = Language(prompts="xy")
 RATE = 8.0
 COUNTS = (500, 5_000, 50_000)
 Scores = Callable[[Tensor], Tensor]
@@ -158,29 +155,9 @@ class Place:
     def train(self, rows: list[dict[str, Any]], **keys: Any) -> Tensor:
         """Scores [X, Y] of a model trained on rows, all of them in every step."""
         self.count += 1
-        data = self.root / f"rows-{self.count}.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        common: dict[str, Any] = {
-            "model_name_or_path": str(self.root / "model"),
-            "dataset_name": str(data),
-            "output_dir": str(self.root / f"run-{self.count}"),
-            "cache_dir": str(self.root / "cache"),
-            "precision": "fp32",
-            "device": "cpu",
-            "per_device_train_batch_size": len(rows),
-            "max_steps": 150,
-            "learning_rate": 1e-2,
-            "lr_scheduler_type": "cosine",
-            "warmup_steps": 10,
-            "adam_beta2": 0.95,
-            "max_grad_norm": 0,
-            "logging_steps": 1000,
-            "save_steps": None,
-            "self_check": False,
-            "quiet": True,
-        }
-        run = trimtab.reward(**{**common, **keys})
-        return folder_scores(run.output_dir, LANGUAGE)
+        name = f"run-{self.count}"
+        keys = {"sample_prompts": ..., "max_steps": 150, **keys}
+        return folder_scores(full_batch(self.root, "reward", name, rows, **keys), LANGUAGE)
 
 
 @pytest.fixture(scope="module")

@@ -9,29 +9,17 @@ here, PPO in this one.
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tests.exact.exact_runs import LANGUAGE, PROMPT, WORDS, prepare, rewards_of, sampled
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-import trimtab
-from trimtab.proof.language import Language
-from trimtab.proof.transformer import save_transformer
-
 BETA = 0.5
 TOKENS = 2
-LANGUAGE = Language(prompts="xy")
-PROMPT = "xy"  # two tokens: after one, a model could not tell x from xx, which have one state
-REWARD = """
-import random
-
-def reward(completions, **_):
-    return [random.Random("r" + text).gauss(0, 1) for text in completions]
-"""
 
 
 class Setting(NamedTuple):
@@ -89,48 +77,16 @@ def logprobs(folder: Path) -> Tensor:
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     root = tmp_path_factory.mktemp("rlhf")
-    save_transformer(root / "reference", LANGUAGE, seed=3, spread=0.08)
-    (root / "reward.py").write_text(REWARD)
-    (root / "prompts.jsonl").write_text(json.dumps({"prompt": PROMPT}) + "\n")
-    names: dict[str, Any] = {}
-    exec(REWARD, names)
-    words = dict(enumerate([*LANGUAGE.letters, "", *LANGUAGE.prompts]))
-    texts = ["".join(words[i] for i in ids) for ids in outcomes()]
-    rewards = torch.tensor(names["reward"](texts), dtype=torch.float64)
-    reference = logprobs(root / "reference")
+    reference = logprobs(prepare(root))
+    rewards = rewards_of(["".join(WORDS[i] for i in ids) for ids in outcomes()])
     assert reference.logsumexp(-1).item() == pytest.approx(0.0, abs=1e-5)  # nothing is left out
     return Setting(root, rewards, reference)
 
 
 def trained(setting: Setting, verb: str, name: str, **keys: Any) -> Tensor:
     """log-probs [21] after training with the verb's own path; ``...`` leaves a key out."""
-    common: dict[str, Any] = {
-        "model_name_or_path": str(setting.root / "reference"),
-        "dataset_name": str(setting.root / "prompts.jsonl"),
-        "reward_funcs": [f"{setting.root / 'reward.py'}:reward"],
-        "max_completion_length": TOKENS,
-        "per_device_train_batch_size": 1,
-        "num_generations": 256,
-        "rollout_slots": 256,
-        "kl_coef": BETA,
-        "max_grad_norm": 1.0,
-        "learning_rate": 1e-2,
-        # 256 branches of two tokens: a rectangle is quicker, and the layouts are equal elsewhere.
-        "attn_layout": "padded",
-        "lr_scheduler_type": "linear",
-        "precision": "fp32",
-        "device": "cpu",
-        "token_budget": 4096,
-        "logging_steps": 1000,
-        "save_steps": None,
-        "sample_prompts": 0,
-        "self_check": False,
-        "quiet": True,
-        "output_dir": str(setting.root / name),
-    }
-    found = {key: value for key, value in {**common, **keys}.items() if value is not ...}
-    run = getattr(trimtab, verb)(**found)
-    return logprobs(run.output_dir)
+    common: dict[str, Any] = {"max_completion_length": TOKENS, "kl_coef": BETA}
+    return logprobs(sampled(setting.root, verb, name, **{**common, **keys}))
 
 
 def test_ppo_reaches_the_optimum(setting: Setting) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 from tests.exact import wrong_losses
+from tests.exact.exact_runs import full_batch
 from torch import Tensor
 
-import trimtab
 from trimtab.errors import RecipeError
 from trimtab.models import forward
 from trimtab.models.hub import quiet
@@ -58,30 +58,9 @@ class Place:
     def train(self, rows: Sequence[dict[str, Any]], **keys: Any) -> Tensor:
         """Train on rows with ``trimtab dpo``, all of them in every step; log-probs [X, Y]."""
         self.count += 1
-        data = self.root / f"rows-{self.count}.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        common: dict[str, Any] = {
-            "model_name_or_path": str(self.root / "model"),
-            "dataset_name": str(data),
-            "output_dir": str(self.root / f"run-{self.count}"),
-            "cache_dir": str(self.root / "cache"),
-            "precision": "fp32",
-            "device": "cpu",
-            "per_device_train_batch_size": len(rows),
-            "learning_rate": 1e-2,
-            "lr_scheduler_type": "cosine",
-            "warmup_steps": 10,
-            "adam_beta2": 0.95,
-            "max_grad_norm": 0,
-            "group_by_prompt": True,
-            "logging_steps": 1000,
-            "save_steps": None,
-            "sample_prompts": 0,
-            "self_check": False,
-            "quiet": True,
-        }
-        run = trimtab.dpo(**{**common, **keys})
-        return folder_logprobs(run.output_dir, self.language)
+        name = f"run-{self.count}"
+        keys = {"group_by_prompt": True, **keys}
+        return folder_logprobs(full_batch(self.root, "dpo", name, rows, **keys), self.language)
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +141,8 @@ def test_a_weight_is_a_number_of_equal_rows(small: Place) -> None:
 
     repeated = train(pairs)
     assert distance(repeated, small.problem.reference) > 1e-3
-    assert (train(once) - repeated).abs().max().item() < 1e-5
-    assert (train(once, group_by_prompt=True) - repeated).abs().max().item() < 1e-5
+    assert (train(once) - repeated).abs().max().item() < 5e-5
+    assert (train(once, group_by_prompt=True) - repeated).abs().max().item() < 5e-5
     unweighted = once._replace(weight=torch.ones_like(once.weight))
     assert (train(unweighted) - repeated).abs().max().item() > 1e-3
 
