@@ -196,7 +196,8 @@ def test_r_dpo_reaches_pi_star_of_a_reward_less_its_length() -> None:
 def test_ld_dpo_leaves_pi_star_where_lengths_differ() -> None:
     """On responses of up to three letters; at alpha = 1 it is DPO. (WPO: test_exact_bench.py.)"""
     language = Language(longest=3)
-    problem = uniform(*random_rewards(2, 14, seed=3), language.lengths)
+    reference, rewards = random_rewards(2, 14, seed=3)
+    problem = uniform(reference, rewards, language.lengths)
     best, spec = best_policy(problem, BETA), describe("ld_dpo")
     expectation = Expectation.of(spec, problem)
     start = TokenTable(language, problem.reference).requires_grad_(False)
