@@ -90,6 +90,20 @@ def test_an_empty_folder_and_what_a_kill_left_at_once_are_fresh(tmp_path: Path) 
         assert run.decision == "fresh"
 
 
+def test_what_kills_left_is_cleared_where_a_run_writes_and_nowhere_else(tmp_path: Path) -> None:
+    path = unfinished(tmp_path / "x", 1)
+    for folder in ("", "completions", "samples", "rollouts", "mine"):
+        (path / folder).mkdir(exist_ok=True)
+        (path / folder / ".tmp-part-0123abcd").write_text("half")
+        (path / folder / "kept").write_text("whole")
+    with open_run(path) as run:
+        run.starting_point(CheckpointStore(path))
+    assert [str(one.relative_to(path)) for one in path.rglob(".tmp-*")] == [
+        "mine/.tmp-part-0123abcd"
+    ]
+    assert len(list(path.rglob("kept"))) == 5
+
+
 def test_a_folder_of_something_else_is_refused_untouched(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     (tmp_path / "checkpoint-5").mkdir()

@@ -63,8 +63,6 @@ class Samples:
         path = self.folder / f"completions_{step:05d}.parquet"
         try:
             files.make_folder(self.folder)
-            for stale in self.folder.glob(".tmp-*"):  # of a kill, in this very place
-                files.remove_tree(stale)
             files.write_atomic(path, content.getvalue())
         except OSError as error:
             raise CheckpointError(

@@ -15,12 +15,13 @@ from pathlib import Path
 from trimtab.training import files, lock
 
 RECORD = "run.json"
+FOLDERS = ("completions", "samples", "rollouts")  # of files that a run writes one by one
 RUN_FILES = (  # what runs make, as patterns of names in the run folder
     *("config.resolved.yaml", "command.txt", "environment.json", "README.md"),
     *("metrics.jsonl", "samples.jsonl", "trackers.json", "report.html", "trainer_state.json"),
     *("all_results.json", "train_results.json", "eval_results.json", "selfcheck.json"),
     *("diagnoses.json", "value_model"),
-    *("checkpoint-*", ".old-checkpoint-*", "completions", "samples", "rollouts", "tensorboard"),
+    *("checkpoint-*", ".old-checkpoint-*", *FOLDERS, "tensorboard"),
     *("bad_rows*", "quarantine*", "nonfinite*"),  # caches stay: their keys name their content
     *("config.json", "generation_config.json", "model*.safetensors", "model*.index.json"),
     *("adapter_config.json", "adapter_model*.safetensors", "value_head*.safetensors"),

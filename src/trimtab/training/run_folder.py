@@ -35,7 +35,7 @@ from safetensors import SafetensorError
 
 from trimtab.errors import CheckpointError, RecipeError, UsageError
 from trimtab.training import files, lock
-from trimtab.training.aside import RECORD, foreign_names, set_aside, step_of
+from trimtab.training.aside import FOLDERS, RECORD, foreign_names, set_aside, step_of
 from trimtab.training.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from trimtab.training.environment import describe_environment, exactness_notes
 
@@ -213,8 +213,9 @@ class RunFolder:
     def starting_point(self, store: CheckpointStore) -> Start:
         """The checkpoint to begin from, after clearing what kills left; adds to ``notes``."""
         store.clean_stale_tmp()
-        for path in self.path.glob(".tmp-*"):  # of `write_atomic` and `place`
-            files.remove_tree(path)
+        for folder in (self.path, *(self.path / name for name in FOLDERS)):
+            for path in folder.glob(".tmp-*"):  # of `write_atomic` and `place`
+                files.remove_tree(path)
         newest = store.newest()
         self.notes.extend(
             f"{path} is not used: {reason}; it stays where it is" for path, reason in store.skipped
