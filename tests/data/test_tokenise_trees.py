@@ -275,6 +275,15 @@ def test_rows_with_one_prompt_become_one_tree() -> None:
     assert grouped[1] == rows[1], "a prompt of its own stays as it is"
 
 
+def test_rows_whose_responses_are_weighed_are_joined_only_at_one_weight() -> None:
+    """A comparison brings its weight along; a label or a score has but that of its tree."""
+    rows = [tree([1], [5, 6], row, weight=weight) for row, weight in ((1, 1.0), (2, 2.0), (3, 1.0))]
+    assert len(group_by_prompt(rows)) == 1
+    for value in ({"labels": (True, False)}, {"scores": (2.0, 1.0)}):
+        grouped = group_by_prompt([row._replace(**value) for row in rows])
+        assert [(one.origin.row, one.weight) for one in grouped] == [(1, 1.0), (2, 2.0)]
+
+
 def test_grouping_keeps_values_only_where_all_rows_agree() -> None:
     one = tree([1], [5, 6], 1, scores=(2.0, 1.0), labels=(True, False), ranks=(1.0, 2.0))
     two = tree([1], [7, 6], 2, scores=(3.0, 1.0), labels=(True, False), ranks=(1.0, 2.0))

@@ -213,12 +213,14 @@ def group_by_prompt(trees: Sequence[TokenTree]) -> list[TokenTree]:
 
     A response that several rows have becomes one branch, and their comparisons point at it. Scores,
     labels and classes are kept when every row has them and equal responses agree; ranks are those
-    of the scores then, since the ranks of different rows say nothing about each other. A tree's
-    weight is that of its first row; the comparisons keep their own.
+    of the scores then, since the ranks of different rows say nothing about each other. Comparisons
+    keep their rows' weights; where something else than comparisons is weighed, rows of one prompt
+    with different weights stay apart.
     """
-    groups: dict[Branch, list[TokenTree]] = {}
+    groups: dict[tuple[Branch, float | None], list[TokenTree]] = {}
     for tree in trees:
-        groups.setdefault(tree.trunk, []).append(tree)
+        key = (tree.trunk, tree.weight if tree.scores or tree.labels else None)
+        groups.setdefault(key, []).append(tree)
     return [group[0] if len(group) == 1 else _merge(group) for group in groups.values()]
 
 
