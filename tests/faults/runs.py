@@ -63,6 +63,8 @@ STAGES: dict[str, list[str]] = {
     "dpo_lora": _words(f"dpo {_PAIRS} --use-peft --lora-r 2 --lora-dropout 0.1"),
     "beta_dpo": _words(f"dpo {_PAIRS} --loss beta_dpo"),
     "kto": _words(f"kto {_PAIRS}"),
+    "bco": _words(f"bco {_PAIRS}"),
+    "sum": _words(f"dpo {_PAIRS} --loss 0.5*kto+bco --loss.kto.beta 0.2 --loss.bco.beta 0.1"),
     "orpo": _words(f"orpo {_PAIRS}"),
     "tdpo2": _words(f"dpo {_PAIRS} --loss tdpo2"),
     "reward": _words(f"reward {_PAIRS} --backbone.share 0.9"),

@@ -121,6 +121,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         ("dpo_lora", [("train", 0.7), ("evaluate", 0.2)]),
         ("beta_dpo", [("train", 0.75), ("sample", 0.3)]),
         ("kto", [("start", 0.9), ("train", 0.8)]),
+        ("sum", [("train", 0.6), ("save", 0.5)]),
         ("reward", [("train", 0.7), ("finish", 0.3)]),
         ("ppo", [("train", 0.75), ("train", 0.6), ("finish", 0.4)]),
         ("grpo", [("save", 0.6), ("train", 0.5)]),
