@@ -364,6 +364,40 @@ def test_rows_together_are_the_rows_one_by_one(kind: str) -> None:
     assert report.leading_bos <= 1
 
 
+def test_a_prompt_is_rendered_and_encoded_once_for_all_its_responses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours = renderer()
+    ours.template.require()  # probes render, too
+    rendered: list[str] = []
+    encoded: list[str] = []
+    render, encode = type(ours.template)._render, ours.encoder.encode
+
+    def counted(self: Any, *rest: Any, **more: Any) -> str:
+        rendered.append(render(self, *rest, **more))
+        return rendered[-1]
+
+    monkeypatch.setattr(type(ours.template), "_render", counted)
+    monkeypatch.setattr(
+        ours.encoder, "encode", lambda texts: encoded.extend(texts) or encode(texts)
+    )
+    rows = [
+        RankedExample(
+            origin=at(row),
+            prompt=[user(f"Hi {row}?")],
+            responses=[[assistant(f"{row} {word}")] for word in ("a", "b", "c")],
+            ranks=(1.0, 2.0, 3.0),
+        )
+        for row in range(4)
+    ]
+    store, _ = tokenise_all(rows, ours, NO_LIMIT)
+    assert [len(tree.branches) for tree in store] == [3] * 4
+    asked = [text for text in rendered if "Hi" in text and text.endswith("assistant\n")]
+    assert len(asked) == len(set(asked)) == 4
+    assert all(encoded.count(text) == 1 for text in asked)
+    assert len([text for text in rendered if "Hi" in text and text not in asked]) == 12
+
+
 def test_rows_in_are_rows_trained_plus_rows_dropped() -> None:
     rows = [
         *many(),

@@ -44,6 +44,32 @@ def drive(steps: Steps[T], encode: Callable[[list[str]], list[Encoding]]) -> T:
         return stop.value
 
 
+def side_by_side(every: Sequence[Steps[T]]) -> Steps[list[T]]:
+    """Advance all at once: what they ask for next is one list, in which each text stands once.
+
+    What one of them raises ends all.
+    """
+    results: dict[int, T] = {}
+    waiting: list[tuple[int, list[str]]] = []
+
+    def advance(index: int, encodings: list[Encoding] | None) -> None:
+        steps = every[index]
+        try:
+            waiting.append((index, next(steps) if encodings is None else steps.send(encodings)))
+        except StopIteration as stop:
+            results[index] = stop.value
+
+    for index in range(len(every)):
+        advance(index, None)
+    while waiting:
+        asked, waiting = waiting, []
+        unique = list(dict.fromkeys(text for _, texts in asked for text in texts))
+        found = dict(zip(unique, (yield unique), strict=True))
+        for index, texts in asked:
+            advance(index, [found[text] for text in texts])
+    return [results[index] for index in range(len(every))]
+
+
 class Encoder:
     """A tokenizer with its edges known.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
 from trimtab.data.chat import MASK_SOURCES, SPLIT, ChatRenderer
 from trimtab.data.chat_template import REASONING_LOST, REASONING_OFF, RowProblem
-from trimtab.data.chat_tokens import Steps, drive, fingerprint_tokenizer
+from trimtab.data.chat_tokens import Steps, drive, fingerprint_tokenizer, side_by_side
 from trimtab.data.rows import Example
 from trimtab.data.store import TreeStore
 from trimtab.data.tokenise_report import TokeniseReport
@@ -19,7 +19,7 @@ from trimtab.data.tokenise_trees import Planted, group_by_prompt
 from trimtab.data.trees import TokenTree
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
+    pass
 
 __all__ = ["Drop", "TokeniseOptions", "cache_parts", "tokenise", "tokenise_all"]
 
@@ -106,8 +106,9 @@ def _planted(
     stops, bos = renderer.stop_ids, renderer.encoder.bos
     iterator = iter(examples)
     while batch := list(itertools.islice(iterator, _BATCH)):
-        rows = [_row(example, renderer, options) for example in batch]
-        for example, result in zip(batch, _together(rows, renderer.encoder.encode), strict=True):
+        # Headers are the same in every row, prompts in every response: each is encoded once.
+        rows = side_by_side([_row(example, renderer, options) for example in batch])
+        for example, result in zip(batch, drive(rows, renderer.encoder.encode), strict=True):
             report.rows += 1
             report.control_rows += _has_control_tokens(example, renderer)
             if isinstance(result, Drop):
@@ -116,35 +117,6 @@ def _planted(
             for planted in result:
                 report.count(planted, stops, bos)
                 yield planted.tree
-
-
-def _together(
-    rows: Sequence[Steps[list[Planted] | Drop]], encode: Callable[[list[str]], list[Encoding]]
-) -> list[list[Planted] | Drop]:
-    """Advance all rows at once: what they ask for next is encoded in one batch."""
-    results: list[list[Planted] | Drop | None] = [None] * len(rows)
-    waiting: list[tuple[int, list[str]]] = []
-
-    def advance(index: int, encodings: list[Encoding] | None) -> None:
-        try:
-            row = rows[index]
-            texts = next(row) if encodings is None else row.send(encodings)
-            waiting.append((index, texts))
-        except StopIteration as stop:
-            results[index] = stop.value
-
-    for index in range(len(rows)):
-        advance(index, None)
-    while waiting:
-        asked, waiting = waiting, []
-        # Headers are the same in every row, prompts in every response: each is encoded once.
-        unique = list(dict.fromkeys(text for _, texts in asked for text in texts))
-        encodings = dict(zip(unique, encode(unique), strict=True))
-        for index, texts in asked:
-            advance(index, [encodings[text] for text in texts])
-    done = [result for result in results if result is not None]
-    assert len(done) == len(rows)
-    return done
 
 
 def _row(

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from trimtab.data.chat import ChatRenderer, Rendered
+from trimtab.data.chat import ChatRenderer
 from trimtab.data.chat_template import RowProblem
-from trimtab.data.chat_tokens import Steps, name_of, shared_length
+from trimtab.data.chat_tokens import Steps, name_of, shared_length, side_by_side
 from trimtab.data.labels import ClassName, place_of
 from trimtab.data.rows import (
     ChatExample,
@@ -274,11 +274,11 @@ class RowRules:
     ) -> Steps[tuple[list[int], list[Masked]]]:
         """The template renders each continuation; what all have in common is the trunk."""
         self.renderer.require_template()
-        found: list[Rendered] = []
-        for response in responses:
-            assert not isinstance(response, str), "a conversational prompt with a plain response"
-            conversation = self.renderer.completion(prompt, response, tools)
-            found.append((yield from self.renderer.completion_steps(conversation)))
+        texts = [response for response in responses if not isinstance(response, str)]
+        assert len(texts) == len(responses), "a conversational prompt with a plain response"
+        # All before the first step: the renderer keeps the text of the last prompt only.
+        conversations = [self.renderer.completion(prompt, text, tools) for text in texts]
+        found = yield from side_by_side([*map(self.renderer.completion_steps, conversations)])
         # A response without reasoning has its empty reasoning block before the trained part: it
         # stays untrained in that branch, where another response does reason.
         length = min(one.prompt for one in found)
