@@ -379,14 +379,14 @@ def test_a_prompt_is_rendered_and_encoded_once_for_all_its_responses(
 
     monkeypatch.setattr(type(ours.template), "_render", counted)
     monkeypatch.setattr(
-        ours.encoder, "encode", lambda texts: encoded.extend(texts) or encode(texts)
+        ours.encoder, "encode", lambda texts: [encoded.extend(texts), encode(texts)][1]
     )
     rows = [
         RankedExample(
             origin=at(row),
             prompt=[user(f"Hi {row}?")],
-            responses=[[assistant(f"{row} {word}")] for word in ("a", "b", "c")],
-            ranks=(1.0, 2.0, 3.0),
+            responses=[[assistant(f"{row} {word}")] for word in "abc"],
+            ranks=[1, 2, 3],
         )
         for row in range(4)
     ]
