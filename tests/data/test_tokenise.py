@@ -377,10 +377,12 @@ def test_a_prompt_is_rendered_and_encoded_once_for_all_its_responses(
         rendered.append(render(self, *rest, **more))
         return rendered[-1]
 
+    def noted(texts: list[str]) -> Any:
+        encoded.extend(texts)
+        return encode(texts)
+
     monkeypatch.setattr(type(ours.template), "_render", counted)
-    monkeypatch.setattr(
-        ours.encoder, "encode", lambda texts: [encoded.extend(texts), encode(texts)][1]
-    )
+    monkeypatch.setattr(ours.encoder, "encode", noted)
     rows = [
         RankedExample(
             origin=at(row),
