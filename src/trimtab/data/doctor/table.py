@@ -1,4 +1,4 @@
-"""All rows as columns of keys: some 60 bytes a row and 40 a comparison, however long its texts are."""
+"""All rows as columns of keys: some 60 bytes a row and 40 a comparison, however long the texts."""
 
 from __future__ import annotations
 
@@ -87,9 +87,11 @@ def column(words: array[int]) -> Column:
 
 def groups(keys: Column) -> list[NDArray[np.intp]]:
     """Positions of equal keys, for every key that comes twice or more; positions ascend."""
+    if not len(keys):
+        return []
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(keys) else order
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
     ends = np.r_[starts[1:], len(keys)]
     return [order[a:b] for a, b in zip(starts, ends, strict=True) if b - a > 1]
 
