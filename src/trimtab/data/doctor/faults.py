@@ -177,7 +177,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "speaker-label",
         "warning",
-        "a message or response contains the start of another turn, such as Human: or Assistant:",
+        "what the assistant says contains the start of another turn, such as Human: or Assistant:",
         "cut the text into messages, or cut the response where the next turn begins",
     ),
     Fault(

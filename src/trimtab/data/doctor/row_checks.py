@@ -44,12 +44,11 @@ def template_marker(shape: Shape, example: Example) -> str | None:
 
 
 def speaker_label(shape: Shape, example: Example) -> str | None:
-    """A turn within a turn. A plain prompt and a document may well be a dialogue as text."""
+    """A turn within the assistant's. Prompts and documents may well be dialogues as text."""
     if shape.document:
         return None
-    turns = shape.turns if shape.messages else itertools.chain(*shape.responses)
-    for turn in turns:
-        if ":" not in turn.content:
+    for turn in shape.turns:
+        if turn.role != "assistant" or ":" not in turn.content:
             continue
         found = _NEXT_TURN.search(turn.content) or _OWN_LABEL.search(turn.content)
         if found:

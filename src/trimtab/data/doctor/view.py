@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trimtab.data.doctor.ledger import Finding
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+_INDENT = 8
 _GIVE = {"held-out": "--against HELD_OUT", "model": "--model MODEL"}
 
 
@@ -39,9 +40,10 @@ def show(found: Diagnosis, console: Console | None = None) -> None:
     for finding in found.findings:
         _show_finding(finding, found, out)
     out.print()
-    if found.length_bias is not None:
-        out.print(Text(f"length: {found.length_bias}"))
-    if found.label_noise.estimate is not None:
+    said = {finding.detail for finding in found.findings}
+    if found.length_bias is not None and str(found.length_bias) not in said:
+        out.print(Text(str(found.length_bias)))
+    if found.label_noise.estimate is not None and str(found.label_noise) not in said:
         out.print(Text(str(found.label_noise)))
     for need, give in _GIVE.items():
         left = [fault for fault in FAULTS if fault.needs == need]
@@ -66,20 +68,20 @@ def _show_finding(finding: Finding, found: Diagnosis, out: Console) -> None:
     title.append(fault.name, "bold")
     title.append(f"  {number:,} row{'' if number == 1 else 's'} ({finding.share:.2%})", "")
     out.print(title)
-    lines = [Text(fault.meaning)]
-    if finding.detail:
-        lines.append(Text(finding.detail))
+    for line in filter(None, (fault.meaning, finding.detail)):
+        _print_under(Text(line), out)
     for at in finding.rows[: found.options.rows]:
-        place = Text(found.rows.name(at.row), "cyan")
-        if at.note:
-            place.append(f"  {_visible(at.note)}", "")
-        lines.append(place)
+        place = Text(" " * _INDENT).append(found.rows.name(at.row), "cyan")
+        place.append(f"  {_visible(at.note)}" if at.note else "")
+        out.print(place, soft_wrap=True)  # in one piece, however narrow the terminal
     left = number - found.options.rows
     if left > 0:
-        lines.append(Text(f"and {left:,} more; --json names all", "dim"))
-    lines.append(Text.assemble(("remedy: ", "bold"), fault.remedy))
-    for line in lines:
-        out.print(Padding(line, (0, 0, 0, 8)))
+        _print_under(Text(f"and {left:,} more; --json names all", "dim"), out)
+    _print_under(Text.assemble(("remedy: ", "bold"), fault.remedy), out)
+
+
+def _print_under(line: Text, out: Console) -> None:
+    out.print(Padding(line, (0, 0, 0, _INDENT)))
 
 
 def _verdict(found: Diagnosis) -> Text:
