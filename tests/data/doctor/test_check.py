@@ -73,6 +73,18 @@ def test_the_table_is_sound() -> None:
             assert sentence and not sentence.endswith(".") and "\n" not in sentence
 
 
+def test_the_table_is_in_the_docs() -> None:
+    docs = Path(__file__).resolve().parents[3] / "docs" / "data.md"
+    lines = docs.read_text(encoding="utf-8").replace("\\|", "|").splitlines()
+    needs = {"rows": "", "held-out": "`--against`", "model": "`--model`"}
+    table = [line for line in lines if line.startswith("| `") and line.count("|") >= 6]
+    shown = [line for line in table if line.split("`")[1] in BY_NAME]
+    assert shown == [
+        f"| `{f.name}` | {f.severity} | {needs[f.needs]} | {f.meaning} | {f.remedy} |"
+        for f in FAULTS
+    ]
+
+
 def test_held_out_rows_and_prompts(tmp_path: Path) -> None:
     """However they are written: the held-out row is in messages, in capitals."""
     rows = CLEAN["preference"]()

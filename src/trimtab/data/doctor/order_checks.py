@@ -29,7 +29,8 @@ class LabelNoise:
     compare three responses with each other form a cycle with probability p(1-p): of the orders of
     three, flipping the outer comparison alone makes one cycle, flipping the two others the other.
     So p(1-p) = (disagreeing + cyclic) / (2 twice + triangles) by the method of moments, and p is
-    its smaller root. Copies of a row count as agreement.
+    its smaller root. Copies of a row agree, and so do pairs unrolled from one ranking: with such
+    rows the estimate is too low.
 
     twice, disagreeing   pairs of rows that compare the same two responses, and those that disagree
     triangles, cyclic    triples of responses compared by three different rows, and the cycles

@@ -14,11 +14,20 @@ from trimtab.data.doctor.shape import Seen
 from trimtab.data.rows import Example, LabelledExample, TextExample
 from trimtab.data.tokenise import Drop, TokeniseOptions, tokenise_rows
 from trimtab.data.tokenise_rows import PROMPT_DIFFERS
-from trimtab.data.tokenise_trees import NO_ROOM, SAME, SAME_TRUNCATED, Planted
+from trimtab.data.tokenise_trees import (
+    NO_ROOM,
+    NOTHING,
+    NOTHING_LEFT,
+    SAME,
+    SAME_TRUNCATED,
+    Planted,
+)
 from trimtab.errors import DataError
 
 _DROPS = {
     NO_ROOM: "prompt-too-long",
+    NOTHING_LEFT: "prompt-too-long",
+    NOTHING: "empty-text",
     SAME: "identical-tokens",
     SAME_TRUNCATED: "identical-when-cut",
     PROMPT_DIFFERS: "prompt-token-mismatch",
