@@ -5,8 +5,9 @@ Each takes the table of all rows and gives the rows that show one fault.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -74,7 +75,9 @@ def held_out_prompts(table: Table, held_out: Table, names: Rows) -> Iterator[At]
     yield from _overlap(table, table.prompt, held_out, held_out.prompt, names)
 
 
-def _overlap(table: Table, ours: Any, held_out: Table, theirs: Any, names: Rows) -> Iterator[At]:
+def _overlap(
+    table: Table, ours: array[int], held_out: Table, theirs: array[int], names: Rows
+) -> Iterator[At]:
     first: dict[int, int] = {}
     for key, number in zip(theirs, held_out.number, strict=True):
         first.setdefault(key, number)
