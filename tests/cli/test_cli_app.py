@@ -108,6 +108,28 @@ def test_inspect(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (seen["as_json"], seen["max_length"], seen["columns"]) == (True, 5, {})
 
 
+def test_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def check_files(options: Any, **keys: Any) -> int:
+        seen.update(vars(options), **keys)
+        return 2
+
+    module(
+        monkeypatch,
+        "trimtab.data.doctor.check",
+        check_files=check_files,
+        CheckOptions=types.SimpleNamespace,
+    )
+    tokens = ["a.jsonl", "b.jsonl", "--against", "c.jsonl", "d.jsonl", "--columns", "prompt=q"]
+    assert main(["data", "check", *tokens, "--fail-on", "note", "--json"]) == 2
+    assert (seen["files"], seen["against"]) == (("a.jsonl", "b.jsonl"), ("c.jsonl", "d.jsonl"))
+    assert (seen["columns"], seen["fail_on"], seen["as_json"]) == ({"prompt": "q"}, "note", True)
+    assert (seen["max_length"], seen["dataset_test_split"]) == (1024, "test")
+    assert main(["data", "check", "a.jsonl", "--eval-dataset-name", "c", "--model", "m"]) == 2
+    assert (seen["against"], seen["model"], seen["fail_on"]) == (("c",), "m", "error")
+
+
 def test_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
@@ -140,6 +162,7 @@ def test_demo(monkeypatch: pytest.MonkeyPatch) -> None:
         (["data", "inspect"], 'Command "data inspect" parameter FILE requires an argument.'),
         (["data", "inspect", "f", "--modl", "m"], "Unknown option: --modl. Did you mean --model?"),
         (["data", "inspect", "f", "--columns", "q"], "columns: 'q' is not of the form ours=theirs"),
+        (["data", "check", "f", "--fail-on", "eror"], 'Invalid value "eror" for --fail-on.'),
         (["data", "inspct"], 'Unknown command "inspct". Did you mean "inspect"?'),
         (["demo", "--seed", "x"], "Invalid value for --seed"),
     ],
@@ -214,7 +237,15 @@ def process(*tokens: str, code: str = WATCH, **env: str) -> subprocess.Completed
 
 
 @pytest.mark.parametrize(
-    "tokens", [("--help",), (), ("--version",), ("dpo", "--help"), ("data", "inspect", "--help")]
+    "tokens",
+    [
+        ("--help",),
+        (),
+        ("--version",),
+        ("dpo", "--help"),
+        ("data", "inspect", "--help"),
+        ("data", "check", "--help"),
+    ],
 )
 def test_help_imports_nothing_heavy(tokens: tuple[str, ...]) -> None:
     found = process(*tokens)

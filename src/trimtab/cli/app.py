@@ -14,7 +14,9 @@ from typing import Annotated, Literal
 import cyclopts
 from cyclopts import App, Group, Parameter
 
+from trimtab.cli.data_verbs import data_app
 from trimtab.cli.texts import TRAINING
+from trimtab.data.rows import Kind
 from trimtab.errors import TrimtabError, UsageError
 
 _HELP = """Align language models: from raw text to a policy that does what people prefer.
@@ -83,9 +85,7 @@ def _app() -> App:
         )
         verb.default(_training_verb(name))
         app.command(verb)
-    data = App(name="data", help="Look at data before training on it.", group=tools)
-    data.command(inspect)
-    app.command(data)
+    app.command(data_app(tools))
     app.command(demo, group=tools)
     app.command(evaluate, group=tools)
     app.command(sample, group=tools)
@@ -127,55 +127,6 @@ def train(verb: str, tokens: Sequence[str]) -> int:
     from trimtab.algorithms.run import run_resolved
 
     return run_resolved(resolved, ["trimtab", verb, *tokens])
-
-
-Kind = Literal[
-    "text", "labelled", "chat", "prompt", "completion", "unpaired", "preference", "ranked"
-]
-
-
-def inspect(
-    file: str,
-    /,
-    *,
-    model: Annotated[str | None, Parameter(name=["--model", "--model-name-or-path"])] = None,
-    kind: Kind | None = None,
-    columns: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)] = (),
-    max_length: int = 1024,
-    rows: int = 3,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
-) -> int:
-    """Show what a model will see of a data file: type, counts, lengths, drops, tokens and masks.
-
-    Parameters
-    ----------
-    file
-        File (.jsonl .json .csv .parquet), folder or hub id.
-    model
-        Model or tokenizer folder or hub id; without one, only the rows themselves are checked.
-    kind
-        Type of the rows; otherwise recognised from the columns.
-    columns
-        Our column = theirs, e.g. prompt=question chosen=good.
-    max_length
-        Longest prompt + response in tokens, as in a recipe.
-    rows
-        Rows to show token by token.
-    as_json
-        Print one JSON object instead.
-    """
-    from trimtab.config.resolve import read_columns
-    from trimtab.data.inspect import inspect_file
-
-    return inspect_file(
-        file,
-        model=model,
-        kind=kind,
-        columns=read_columns(columns),
-        max_length=max_length,
-        rows=rows,
-        as_json=as_json,
-    )
 
 
 def demo(

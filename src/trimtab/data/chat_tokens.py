@@ -126,10 +126,15 @@ class Encoder:
 
     def has_control_token(self, text: str) -> bool:
         """Whether a special token of the tokenizer is spelt out in ``text``."""
+        return self.control_token(text) is not None
+
+    def control_token(self, text: str) -> str | None:
+        """The first special token of the tokenizer that is spelt out in ``text``."""
         # Plain searches first: ten times faster than the pattern, and nearly always enough.
         if self._control_pattern is None or not any(s in text for s in self._control_starts):
-            return False
-        return bool(self._control_pattern.search(text))
+            return None
+        found = self._control_pattern.search(text)
+        return found.group() if found else None
 
     def with_prefix(self, ids: Sequence[int]) -> list[int]:
         """``ids`` of a plain text behind the tokenizer's default prefix, never a second time."""

@@ -17,11 +17,11 @@ from trimtab.data.locate import DatasetSpec, Located, Part, locate
 from trimtab.data.order import permutation
 from trimtab.data.quarantine import BadRow, Quarantine, RowReport, SourceReport
 from trimtab.data.readers import Record
-from trimtab.data.rows import Example, kind_of
+from trimtab.data.rows import Example, Kind, kind_of
 from trimtab.data.trees import Origin
 from trimtab.errors import DataError
 
-__all__ = ["DatasetSpec", "Loaded", "load_examples"]
+__all__ = ["DatasetSpec", "Loaded", "load_examples", "stream_examples"]
 
 _SAMPLE = 1000  # rows that the kind of a source is recognised from
 _FRACTIONS = -1000  # the first stream of the permutations that choose a fraction of a source
@@ -90,6 +90,22 @@ def load_examples(
     return Loaded(examples, report, total.hexdigest(), _weights(specs))
 
 
+def stream_examples(
+    spec: DatasetSpec, account: SourceReport, quarantine: Quarantine, *, max_rows: int | None = None
+) -> Iterator[Example]:
+    """The examples of one source, one at a time, for who does not keep them (``doctor``).
+
+    Whatever kind the rows are of, in their order; bad ones go to ``quarantine``. ``account`` is
+    complete when the last example has been taken.
+
+    Raises:
+        DataError: as ``load_examples``.
+    """
+    source = _Source(spec, locate(spec), account, quarantine, None, None)
+    for row in source.stream(max_rows):
+        yield from row
+
+
 class _Source:
     """The rows of one source on their way to examples."""
 
@@ -111,6 +127,10 @@ class _Source:
 
     def read(self, max_rows: int | None) -> list[Sequence[Example]]:
         """The examples of every good row."""
+        return list(self.stream(max_rows))
+
+    def stream(self, max_rows: int | None) -> Iterator[Sequence[Example]]:
+        """As ``read``, one row at a time; the limit of bad rows is checked at the end."""
         records = itertools.islice(self._records(), max_rows)
         head = list(itertools.islice(records, _SAMPLE))
         if all(record.row is None for _, record in head):
@@ -119,18 +139,20 @@ class _Source:
                 if record.row is not None:
                     break
         plan = self._plan(head)
-        rows: list[Sequence[Example]] = []
+        kinds: set[Kind] = set()
         for part, record in itertools.chain(head, records):
             self.account.rows_in += 1
             try:
-                rows.append(_examples(plan, part, record, self.check))
+                examples = _examples(plan, part, record, self.check)
             except BadRow as problem:
                 self.quarantine.add(self.account, part.name, record.line, problem, record.raw)
-        self.account.used = len(rows)
+                continue
+            self.account.used += 1
+            kinds.update(kind_of(example) for example in examples)
+            yield examples
         self.quarantine.check(self.account)
         if plan is not None:
-            self._describe(plan, rows)
-        return rows
+            self._describe(plan, kinds)
 
     def _records(self) -> Iterator[tuple[Part, Record]]:
         for part in self.located.parts:
@@ -158,10 +180,9 @@ class _Source:
             textual=all(record.textual for _, record in good),
         )
 
-    def _describe(self, plan: Plan, rows: Sequence[Sequence[Example]]) -> None:
-        kinds = {kind_of(example) for row in rows for example in row}
-        assert len(kinds) == 1, f"kinds {kinds} in one source"
-        self.account.kind = kinds.pop()
+    def _describe(self, plan: Plan, kinds: Collection[Kind]) -> None:
+        assert len(kinds) <= 1, f"kinds {kinds} in one source"
+        self.account.kind = next(iter(kinds), plan.kind)
         for notice in (*self.located.notices, *plan.notices):
             self._notice(notice)
 

@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from trimtab.data.chat import MASK_SOURCES, SPLIT, ChatRenderer
 from trimtab.data.chat_template import REASONING_LOST, REASONING_OFF, RowProblem
@@ -18,10 +18,7 @@ from trimtab.data.tokenise_rows import Drop, RowRules, TokeniseOptions
 from trimtab.data.tokenise_trees import Planted, group_by_prompt
 from trimtab.data.trees import TokenTree
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["Drop", "TokeniseOptions", "cache_parts", "tokenise", "tokenise_all"]
+__all__ = ["Drop", "TokeniseOptions", "cache_parts", "tokenise", "tokenise_all", "tokenise_rows"]
 
 _BATCH = 512  # rows whose texts are encoded together
 
@@ -102,21 +99,28 @@ def _planted(
     options: TokeniseOptions,
     report: TokeniseReport,
 ) -> Generator[TokenTree, None, None]:
-    """Trees of the rows in their order; rows are taken in batches, and encoded together."""
+    """Trees of the rows in their order, counted."""
     stops, bos = renderer.stop_ids, renderer.encoder.bos
+    for example, result in tokenise_rows(examples, renderer, options):
+        report.rows += 1
+        report.control_rows += _has_control_tokens(example, renderer)
+        if isinstance(result, Drop):
+            report.drop(example.origin, *result)
+            continue
+        for planted in result:
+            report.count(planted, stops, bos)
+            yield planted.tree
+
+
+def tokenise_rows(
+    examples: Iterable[Example], renderer: ChatRenderer, options: TokeniseOptions
+) -> Iterator[tuple[Example, list[Planted] | Drop]]:
+    """Each row with its trees and what was cut of them, or why it has none; in batches inside."""
     iterator = iter(examples)
     while batch := list(itertools.islice(iterator, _BATCH)):
         # Headers are the same in every row, prompts in every response: each is encoded once.
         rows = side_by_side([_row(example, renderer, options) for example in batch])
-        for example, result in zip(batch, drive(rows, renderer.encoder.encode), strict=True):
-            report.rows += 1
-            report.control_rows += _has_control_tokens(example, renderer)
-            if isinstance(result, Drop):
-                report.drop(example.origin, *result)
-                continue
-            for planted in result:
-                report.count(planted, stops, bos)
-                yield planted.tree
+        yield from zip(batch, drive(rows, renderer.encoder.encode), strict=True)
 
 
 def _row(

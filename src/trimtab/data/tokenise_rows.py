@@ -43,6 +43,8 @@ from trimtab.data.tokenise_trees import (
 from trimtab.data.trees import Comparison
 from trimtab.errors import DataError, RecipeError
 
+PROMPT_DIFFERS = "the chat template renders the prompt differently for each response"
+
 Masked: TypeAlias = tuple[list[int], list[bool]]
 
 
@@ -284,7 +286,7 @@ class RowRules:
         length = min(one.prompt for one in found)
         trunk = found[0].ids[:length]
         if any(one.ids[:length] != trunk for one in found):
-            raise RowProblem("the chat template renders the prompt differently for each response")
+            raise RowProblem(PROMPT_DIFFERS)
         return trunk, [(one.ids[length:], one.trained[length:]) for one in found]
 
     def _implicit(self, example: PreferenceExample, texts: Sequence[Text]) -> Steps[Draft]:

@@ -7,23 +7,14 @@ random draw is a function of ``seed``: the same values give the same interval, o
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from statistics import NormalDist
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from trimtab.intervals import Interval, normal_quantile, tail, wilson_interval
+
 # Values drawn at a time by the bootstrap: 2 million indices are 16 MB.
 _CHUNK = 2_000_000
-
-
-class Interval(NamedTuple):
-    """An estimate, the ends of its confidence interval, and how many values it comes from."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
 
 
 def mean_interval(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
@@ -32,29 +23,12 @@ def mean_interval(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
     The normal approximation: good from some thirty values on. One value has an unbounded interval.
     """
     sample = _sample(values)
-    z = _quantile(confidence)
+    z = normal_quantile(confidence)
     mean = float(sample.mean())
     if sample.size == 1:
         return Interval(mean, -np.inf, np.inf, 1)
     half = z * float(sample.std(ddof=1)) / float(np.sqrt(sample.size))
     return Interval(mean, mean - half, mean + half, sample.size)
-
-
-def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> Interval:
-    """Interval of a proportion by Wilson's score (1927), which stays within [0, 1] and off ±0.
-
-    ``mean`` is the plain proportion; ``successes`` may count a tie as one half.
-    """
-    if not (n > 0 and 0 <= successes <= n):
-        raise ValueError(f"{successes} successes of {n}: need 0 <= successes <= n and n > 0")
-    z = _quantile(confidence)
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
-    # The ends are exactly 0 and 1 at p = 0 and p = 1; rounding must not put them outside.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == n else min(1.0, centre + half)
-    return Interval(p, low, high, n)
 
 
 def clustered_share(
@@ -91,11 +65,11 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile bootstrap of a mean (Efron 1979): quantiles of the means of resampled values."""
     sample = _sample(values)
-    tail = _tail(confidence)
+    outside = tail(confidence)
     if resamples < 1:
         raise ValueError(f"resamples={resamples}: must be at least 1")
     means = np.concatenate(list(_resampled_means(sample, resamples, seed)))
-    low, high = np.quantile(means, (tail, 1 - tail))
+    low, high = np.quantile(means, (outside, 1 - outside))
     return Interval(float(sample.mean()), float(low), float(high), sample.size)
 
 
@@ -134,13 +108,13 @@ def crossed_bootstrap(
         raise ValueError(
             f"values of shape {cells.shape}: need seeds x prompts, one of each or more"
         )
-    tail = _tail(confidence)
+    outside = tail(confidence)
     if resamples < 1:
         raise ValueError(f"resamples={resamples}: must be at least 1")
     draws = np.random.Generator(np.random.Philox(key=seed))
     rows, columns = (_counts(draws, resamples, size) for size in cells.shape)
     means = ((rows @ cells) * columns).sum(axis=1) / cells.size
-    low, high = np.quantile(means, (tail, 1 - tail))
+    low, high = np.quantile(means, (outside, 1 - outside))
     return Interval(float(cells.mean()), float(low), float(high), cells.size)
 
 
@@ -167,7 +141,7 @@ def cluster_bootstrap(
         raise ValueError(
             f"columns of shape {table.shape} and {len(clusters)} clusters: need one each a row"
         )
-    tail = _tail(confidence)
+    outside = tail(confidence)
     if resamples < 1:
         raise ValueError(f"resamples={resamples}: must be at least 1")
     numbers = cluster_numbers(clusters)
@@ -188,7 +162,7 @@ def cluster_bootstrap(
     values = values[~np.isnan(values)]
     if not values.size:
         return Interval(estimate, np.nan, np.nan, len(table))
-    low, high = np.quantile(values, (tail, 1 - tail))
+    low, high = np.quantile(values, (outside, 1 - outside))
     return Interval(estimate, float(low), float(high), len(table))
 
 
@@ -250,15 +224,3 @@ def _sample(values: ArrayLike) -> NDArray[np.float64]:
     if sample.ndim != 1 or sample.size == 0:
         raise ValueError(f"values of shape {sample.shape}: need a list of at least one number")
     return sample
-
-
-def _tail(confidence: float) -> float:
-    """Probability beyond each end."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence}: must lie between 0 and 1")
-    return (1 - confidence) / 2
-
-
-def _quantile(confidence: float) -> float:
-    """Half-width of the interval in standard deviations: 1.96 for 95 %."""
-    return NormalDist().inv_cdf(1 - _tail(confidence))
