@@ -196,7 +196,7 @@ def test_a_diagnosis_is_logged_told_and_ends_the_run(
     assert found.results["stopped"] == "diagnosis kl (stop_when)"
     line = next(r for r in found.records if "diagnosis" in r)
     assert (line["step"], line["diagnosis"]) == (8, "kl")
-    assert json.loads((found.folder / "diagnoses.json").read_text())["diagnoses"] == [line]
+    assert json.loads((found.folder / "diagnoses.json").read_text())["diagnoses"][0] == line
     said = capfd.readouterr().err
     assert f"step 8: reward hacking (kl): {line['says']}" in said
     assert "watched reward brief on rollouts" in said

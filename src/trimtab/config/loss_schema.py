@@ -100,7 +100,8 @@ def loss_functions(folder: Path = LOSSES) -> Mapping[str, str]:
     taken = set(_registry(package).values())
     found: dict[str, str] = {}
     for symbol, (module, original) in _imports(package).items():
-        node = definition(_parse(folder / f"{module}.py"), original)
+        path = folder / f"{module}.py"  # all but those of the standard library
+        node = definition(_parse(path), original) if path.exists() else None
         if isinstance(node, ast.FunctionDef) and symbol not in taken and module not in _MACHINERY:
             found[symbol] = ast.get_docstring(node) or ""
     return found

@@ -112,12 +112,12 @@ CATALOGUE: dict[str, Described] = {
         "log p(chosen) falls: the margin grows because both responses lose probability.",
         f"held-out log p(chosen) is {preference.PER_TOKEN} nats a token or more below the first "
         "evaluation (its perplexity 2 % up; with a reference, beyond the 95 % interval), "
-        "log p(rejected) has fallen, too, and log p(chosen) of training rows is not above the "
-        "reference's. Without held-out rows: training rows say so, and both fall in half of the "
-        "pairs. Told again at twice as much",
+        "and log p(rejected) has fallen, too. Without held-out rows: training rows say so, and "
+        "both fall in half of the pairs. Told again at twice as much",
         "the loss knows the difference of two log-probs alone: pushing both down, the rejected one "
         "faster, is as good to it. What they lose goes to responses that are neither, which nobody "
-        "judged. displacement/elsewhere says how much: "
+        "judged. Where log p(chosen) of training rows has risen they are learned by heart. "
+        "displacement/elsewhere says how much: "
         "displacement/chosen = log(s / s_ref) - elsewhere, s = p_w / (p_w + p_l). It is strongest "
         "where the two responses are much alike",
         "nll_weight=0.1 or more, a loss that holds the chosen response up (dpop, irpo, apo_zero, "

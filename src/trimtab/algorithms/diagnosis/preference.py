@@ -78,9 +78,15 @@ def _displaced_held_out(history: History, facts: Facts, now: Recent | None) -> I
     )
     interval = last.get("displacement/chosen_per_token_ci95")
     noise = facts.fresh_reference and interval is not None and interval[1] >= 0
-    trained = now.mean("displacement/chosen") if now is not None else math.nan
-    if fell > -PER_TOKEN or chosen >= 0 or rejected >= 0 or noise or trained > 0:
+    if fell > -PER_TOKEN or chosen >= 0 or rejected >= 0 or noise:
         return
+    trained = now.mean("displacement/chosen") if now is not None else math.nan
+    by_heart = (
+        f" (of training rows log p(chosen) rose by {trained:.3g}: they are learned by heart, train "
+        "fewer epochs)"
+        if facts.fresh_reference and trained > 0
+        else ""
+    )
     elsewhere = last.get("displacement/elsewhere", math.nan) if facts.fresh_reference else math.nan
     gone = f", {1 - math.exp(-elsewhere):.0%} of what the two had together" if elsewhere > 0 else ""
     yield history.finding(
@@ -88,8 +94,8 @@ def _displaced_held_out(history: History, facts: Facts, now: Recent | None) -> I
         f"held-out log p(chosen) fell from {first['logps/chosen']:.4g} to "
         f"{last['logps/chosen']:.4g} nats a response ({-fell:.2g} a token), log p(rejected) from "
         f"{first['logps/rejected']:.4g} to {last['logps/rejected']:.4g}: the margin is made by "
-        f"pushing both down, and the probability goes to responses that are neither{gone}; "
-        + _hold_up(facts),
+        f"pushing both down, and the probability goes to responses that are neither{gone}"
+        f"{by_heart}; " + _hold_up(facts),
         severity=-fell,
         chosen=chosen,
         rejected=rejected,
@@ -100,10 +106,11 @@ def _displaced_held_out(history: History, facts: Facts, now: Recent | None) -> I
 
 def _hold_up(facts: Facts) -> str:
     """What to change where the chosen response loses probability."""
-    beta = "" if facts.beta is None else f" (now {facts.beta:g})"
+    known = facts.fresh_reference and facts.beta is not None
+    beta = f"raise beta (now {facts.beta:g}), " if known else ""
     return (
         "add the likelihood of the chosen response (nll_weight=0.1 or more), take a loss that "
-        f"holds it up (loss=dpop, irpo or apo_zero), raise beta{beta}, lower "
+        f"holds it up (loss=dpop, irpo or apo_zero), {beta}lower "
         f"learning_rate{_rate(facts)}, or keep an earlier checkpoint "
         "(metric_for_best_model=logps/chosen)"
     )
