@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -42,7 +43,7 @@ def test_a_diagnosis_says_what_to_change() -> None:
 
 def test_metrics_read_by_diagnoses_exist() -> None:
     for name, one in SOURCES["diagnosis"]().items():
-        for word in re.findall(r"[a-z_]+/(?:<name>/)?\w+", dict(one.facts)["reads"]):
+        for word in re.findall(r"[a-z_]+/\w+(?:/\w+)?", dict(one.facts)["reads"]):
             assert metric_of(word), (name, word)
 
 
@@ -126,3 +127,11 @@ def test_it_imports_no_torch() -> None:
     )
     assert (found.returncode, found.stderr) == (0, "")
     assert "kl  (diagnosis)" in found.stdout and "kl  (metric)" in found.stdout
+
+
+def test_the_page_of_diagnoses_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("page", ROOT / "scripts" / "diagnoses_page.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.page() == (ROOT / "docs" / "diagnoses.md").read_text(encoding="utf-8")

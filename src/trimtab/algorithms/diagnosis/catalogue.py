@@ -34,7 +34,7 @@ CATALOGUE: dict[str, Described] = {
         "what is gained now are mistakes of the reward that is optimised",
         "keep the checkpoint near the peak (metric_for_best_model=watch/NAME/mean), raise kl_coef, "
         "train the reward model again on responses of this policy",
-        "watch/<name>/mean, reward",
+        "watch/NAME/mean, reward",
         "arXiv:2210.10760",
     ),
     "length": Described(
