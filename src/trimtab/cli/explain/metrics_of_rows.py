@@ -37,7 +37,7 @@ OF_ROWS: tuple[Metric, ...] = (
     Metric(
         "grad_norm/<stream>",
         "with mix",
-        "Norm of the gradient of the main rows, or of the mixed-in text, alone (grad_norm/main, /mix).",
+        "Norm of the gradient of the main rows (grad_norm/main) or of the mixed-in text alone.",
         healthy="of one order: the weight of mix is what balances them",
     ),
     Metric(
