@@ -283,7 +283,7 @@ def test_displacement_has_its_numbers() -> None:
     assert one.numbers["chosen"] == pytest.approx(-2.5)
     assert one.numbers["rejected"] == pytest.approx(-7.0)
     assert "from -100 to -102.5" in one.says and "from -110 to -117" in one.says
-    assert "92% of what the two had together" in one.says  # 1 - exp(-2.5)
+    assert "the two keep exp(-2.5) = 0.082 of the probability they had" in one.says
     assert "raise beta (now 0.1)" in one.says
 
 

@@ -88,7 +88,8 @@ def _displaced_held_out(history: History, facts: Facts, now: Recent | None) -> I
         else ""
     )
     elsewhere = last.get("displacement/elsewhere", math.nan) if facts.fresh_reference else math.nan
-    gone = f", {1 - math.exp(-elsewhere):.0%} of what the two had together" if elsewhere > 0 else ""
+    kept = f"exp(-{elsewhere:.2g}) = {math.exp(-elsewhere):.2g}" if elsewhere > 0 else ""
+    gone = f" (the two keep {kept} of the probability they had)" if kept else ""
     yield history.finding(
         "displacement",
         f"held-out log p(chosen) fell from {first['logps/chosen']:.4g} to "
