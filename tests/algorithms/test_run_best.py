@@ -135,6 +135,8 @@ def test_refusals(world: World) -> None:
         world.run("sft", "answers", metric_for_best_model="lss")
     with pytest.raises(TrimtabError, match=r"stop_when: disagreement: there is no ensemble"):
         ppo(world, stop_when=["disagreement"])
+    with pytest.raises(TrimtabError, match=r"stop_when: no_value: there is no value function"):
+        ppo(world, stop_when=["no_value"], objective="importance")
 
 
 # ---------------------------------------------------------------------- watched rewards

@@ -76,6 +76,9 @@ def test_keys_by_every_spelling() -> None:
     assert explain("max-steps") == explain("max_steps") == explain("--max-steps=3")
     rates = facts("learning_rate", "key")["default"]
     assert "1e-06 (grpo, rloo, dpo, simpo, kto, ipo, cpo)" in rates
+    stops = explain("stop_when")[0].what
+    assert "reward: Diagnoses that end the run: at_chance" in stops
+    assert "dpo, simpo, orpo, kto, ipo, cpo, bco: Diagnoses that end the run: displac" in stops
     assert "5e-06 (ppo, orpo)" in rates, "a loss has defaults of its own"
 
 

@@ -121,7 +121,9 @@ def keys() -> dict[str, Entry]:
 def _key_entry(path: str, owners: list[tuple[str, Key]]) -> Entry:
     key = owners[0][1]
     by_default: dict[str, list[str]] = {}
+    by_text: dict[str, list[str]] = {}
     for verb, one in owners:
+        by_text.setdefault(one.description, []).append(verb)
         preset = LOSS_DEFAULTS.get(VERBS[verb].loss or "", {})
         by_default.setdefault(_shown(preset.get(path, one.default)), []).append(verb)
     defaults = "; ".join(
@@ -134,7 +136,10 @@ def _key_entry(path: str, owners: list[tuple[str, Key]]) -> Entry:
     return entry(
         "key",
         path,
-        next((one.description for _, one in owners if one.description), ""),
+        " ".join(
+            text if len(by_text) == 1 else f"{', '.join(verbs)}: {text}"
+            for text, verbs in by_text.items()
+        ),
         type="true or false" if key.shape == "flag" else key.type_label.replace("|", ", "),
         default="" if per_loss else defaults,
         verbs="all" if len(verbs) == len(VERBS) else ", ".join(verbs),
