@@ -284,7 +284,8 @@ def test_displacement_has_its_numbers() -> None:
     assert one.numbers["rejected"] == pytest.approx(-7.0)
     assert "from -100 to -102.5" in one.says and "from -110 to -117" in one.says
     assert "the two keep exp(-2.5) = 0.082 of the probability they had" in one.says
-    assert "raise beta (now 0.1)" in one.says
+    assert "raise beta (now 0.1)" in one.says and "the margin is made by pushing both" in one.says
+    assert "training pushes both down" in told(PAIRS, falls(9.0, 5.0, 0.05))["displacement"].says
 
 
 def test_displacement_without_held_out_rows_and_without_a_reference() -> None:

@@ -90,12 +90,13 @@ def _displaced_held_out(history: History, facts: Facts, now: Recent | None) -> I
     elsewhere = last.get("displacement/elsewhere", math.nan) if facts.fresh_reference else math.nan
     kept = f"exp(-{elsewhere:.2g}) = {math.exp(-elsewhere):.2g}" if elsewhere > 0 else ""
     gone = f" (the two keep {kept} of the probability they had)" if kept else ""
+    how = "the margin is made by pushing" if chosen > rejected else "training pushes"
     yield history.finding(
         "displacement",
         f"held-out log p(chosen) fell from {first['logps/chosen']:.4g} to "
         f"{last['logps/chosen']:.4g} nats a response ({-fell:.2g} a token), log p(rejected) from "
-        f"{first['logps/rejected']:.4g} to {last['logps/rejected']:.4g}: the margin is made by "
-        f"pushing both down, and the probability goes to responses that are neither{gone}"
+        f"{first['logps/rejected']:.4g} to {last['logps/rejected']:.4g}: {how} both down, and the "
+        f"probability goes to responses that are neither{gone}"
         f"{by_heart}; " + _hold_up(facts),
         severity=-fell,
         chosen=chosen,
