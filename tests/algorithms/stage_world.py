@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 import trimtab
 from trimtab.algorithms.run import RunResult
+from trimtab.cli.explain.metrics import metric_of
 from trimtab.training.metrics import read_metrics, without_timings
 
 
@@ -80,6 +81,8 @@ class Run:
         self.folder = result.output_dir
         self.results = result.results
         self.records = list(read_metrics(self.folder / "metrics.jsonl"))
+        unknown = {name for record in self.records for name in record if metric_of(name) is None}
+        assert not unknown, "cli/explain/metrics.py has to explain every name that is logged"
 
     @property
     def trained(self) -> list[dict[str, Any]]:

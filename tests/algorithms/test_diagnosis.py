@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from trimtab.algorithms import diagnosis
-from trimtab.algorithms.diagnosis import Diagnoses, History, diagnose, peaks
-from trimtab.config.on_policy_recipe import DIAGNOSES
+from trimtab.algorithms.diagnosis import hacking
+from trimtab.algorithms.diagnosis.hacking import Peak, diagnose, peaks
+from trimtab.algorithms.diagnosis.history import Finding, History
+from trimtab.algorithms.diagnosis.told import Diagnoses
+from trimtab.config.diagnoses import HACKING
 
 Curve = Callable[[float], float]  # of the share of the run that is done
 
@@ -45,7 +47,7 @@ def records(curves: Mapping[str, Curve], count: int = 64, seed: int = 0) -> list
     return found
 
 
-def found(**curves: Curve) -> dict[str, diagnosis.Finding]:
+def found(**curves: Curve) -> dict[str, Finding]:
     return {one.name: one for one in diagnose(History(records(curves)))}
 
 
@@ -79,7 +81,7 @@ def test_each_is_provoked_by_its_own_sign_alone(name: str) -> None:
 
 
 def test_every_name_can_be_asked_for() -> None:
-    assert tuple(PROVOKED) == DIAGNOSES
+    assert tuple(PROVOKED) == HACKING
 
 
 @pytest.mark.parametrize("name", ["watched", "length", "variety", "entropy", "disagreement"])
@@ -116,7 +118,7 @@ def test_the_watched_reward_may_waver() -> None:
 
 def test_fewer_standard_errors_would_be_false_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wrong variant: two windows compared as if there had been no choice of the best."""
-    monkeypatch.setattr(diagnosis, "FALL", 1.0)
+    monkeypatch.setattr(hacking, "FALL", 1.0)
     plateau: dict[str, Curve] = {GOLD: lambda t: 0.6}
     runs = (records(plateau, 80, seed) for seed in range(20))
     alarms = [{one.name for one in diagnose(History(run))} for run in runs]
@@ -190,5 +192,5 @@ def test_peaks_of_rollouts_and_of_held_out_prompts() -> None:
         for step, value in ((0, 0.4), (100, 0.8), (200, 0.6))
     ]
     both = peaks(History([*records({GOLD: falls}), *evaluated]), "gold")
-    assert both == [rollouts, diagnosis.Peak(100, 0.8, 0.4, 0.6, True)]
+    assert both == [rollouts, Peak(100, 0.8, 0.4, 0.6, True)]
     assert peaks(History(records({}, 2)), "gold") == []

@@ -14,7 +14,8 @@ from tests.algorithms.stage_world import Run, World
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import trimtab
-from trimtab.algorithms import diagnosis
+from trimtab.algorithms.diagnosis import hacking
+from trimtab.algorithms.diagnosis.history import LEAST
 from trimtab.algorithms.experience import Experience
 from trimtab.algorithms.rollout_log import distinct
 from trimtab.config import resolve
@@ -134,6 +135,8 @@ def test_refusals(world: World) -> None:
         world.run("sft", "answers", metric_for_best_model="lss")
     with pytest.raises(TrimtabError, match=r"stop_when: disagreement: there is no ensemble"):
         ppo(world, stop_when=["disagreement"])
+    with pytest.raises(TrimtabError, match=r"stop_when: no_value: there is no value function"):
+        ppo(world, stop_when=["no_value"], objective="importance")
 
 
 # ---------------------------------------------------------------------- watched rewards
@@ -188,14 +191,14 @@ def test_members_of_an_ensemble_disagree(world: World) -> None:
 def test_a_diagnosis_is_logged_told_and_ends_the_run(
     world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(diagnosis, "NATS", -1.0)  # any distance is far
-    monkeypatch.setattr(diagnosis, "FAR", -1.0)
+    monkeypatch.setattr(hacking, "NATS", -1.0)  # any distance is far
+    monkeypatch.setattr(hacking, "FAR", -1.0)
     found = ppo(world, max_steps=12, stop_when=["kl"], quiet=False, num_ppo_epochs=1)
-    assert found.results["steps"] == 2 * diagnosis.LEAST
+    assert found.results["steps"] == 2 * LEAST
     assert found.results["stopped"] == "diagnosis kl (stop_when)"
     line = next(r for r in found.records if "diagnosis" in r)
     assert (line["step"], line["diagnosis"]) == (8, "kl")
-    assert json.loads((found.folder / "diagnoses.json").read_text())["diagnoses"] == [line]
+    assert json.loads((found.folder / "diagnoses.json").read_text())["diagnoses"][0] == line
     said = capfd.readouterr().err
     assert f"step 8: reward hacking (kl): {line['says']}" in said
     assert "watched reward brief on rollouts" in said

@@ -167,10 +167,15 @@ class OnPolicyBuilder:
                 "stop_when: disagreement: there is no ensemble; give reward_model the folder of "
                 "trimtab reward --ensemble N"
             )
-        if "kl" in stops and not self._needs_reference():
-            raise RecipeError(
-                f"stop_when: kl: {self.recipe.algorithm} has no reference here; give kl_coef"
-            )
+        for name in sorted({"kl", "impossible_kl"} & set(stops)):
+            if not self._needs_reference():
+                raise RecipeError(
+                    f"stop_when: {name}: {self.recipe.algorithm} has no reference here; give "
+                    "kl_coef"
+                )
+        critic = getattr(self.recipe, "objective", None) == "clip_advantage"
+        if "no_value" in stops and not critic:
+            raise RecipeError("stop_when: no_value: there is no value function here; remove it")
 
     def _loaded_reward(self, path: str, key: str) -> RewardModel:
         recipe = self.recipe

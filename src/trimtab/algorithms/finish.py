@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.algorithms.build import Built
-from trimtab.algorithms.diagnosis import Diagnoses
+from trimtab.algorithms.diagnosis.told import Diagnoses
 from trimtab.config.resolved import Resolved
 from trimtab.models.save import ADAPTER
 from trimtab.models.score_head import head_of
@@ -38,6 +38,9 @@ SHOWN = (
     "eval_logps/accuracies",
     "eval_logps/chosen",
     "eval_logps/rejected",
+    "eval_displacement/chosen",
+    "eval_displacement/rejected",
+    "eval_displacement/elsewhere",
 )
 MOST_CLASSES = 12  # whose recall is shown; all are in all_results.json
 
@@ -92,7 +95,7 @@ def finish(
     folder.finish(results)
     for line in table(first if first.get("step") != last.get("step") else {}, last):
         progress.note(line)
-    for line in peak_lines(told):
+    for line in (*peak_lines(told), *diagnosis_lines(told)):
         progress.note(line)
     progress.note(f"done: {folder.path} is the model folder; metrics are in metrics.jsonl there")
     return results
@@ -118,6 +121,18 @@ def peak_lines(told: dict[str, Any] | None) -> list[str]:
                 f"watched reward {name} {where}: {one['start']:.4g} at the start, highest with "
                 f"{one['value']:.4g} at step {one['step']}, {one['last']:.4g} at the end"
             )
+    return lines
+
+
+def diagnosis_lines(told: dict[str, Any] | None) -> list[str]:
+    """What was diagnosed, as it was told last, and whether it is so at the end."""
+    last = {(one["diagnosis"], one["about"]): one for one in (told or {}).get("diagnoses", [])}
+    lines: list[str] = []
+    for (name, _), one in last.items():
+        still = "" if name in (told or {})["at_end"] else "; not so any more at the end"
+        lines.append(f"diagnosis {name} (step {one['step']}{still}): {one['says']}")
+    if lines:
+        lines.append(f"trimtab explain {next(iter(last))[0]}: when this is told, and why")
     return lines
 
 

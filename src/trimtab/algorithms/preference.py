@@ -209,11 +209,12 @@ class PreferenceOptimisation(Stage):
         order = ranking_order(batch) if self.spec.kind == "ranking" else None
         terms = loss(**loss_inputs(self.spec, self.spec.needs, micro, sums, stats, order))
         weights = self._weights(micro)
+        reference = micro.reference
         if self.spec.kind == "pair":
-            return PreferenceRecord.of_pairs(batch, sums, terms, weights)
+            return PreferenceRecord.of_pairs(batch, sums, terms, weights, reference)
         if order is None:
-            return PreferenceRecord.of_responses(batch, sums, terms, weights)
-        return PreferenceRecord.of_rankings(batch, sums, terms, order, weights)
+            return PreferenceRecord.of_responses(batch, sums, terms, weights, reference)
+        return PreferenceRecord.of_rankings(batch, sums, terms, order, weights, reference)
 
     # ------------------------------------------------------------------ held-out rows
 

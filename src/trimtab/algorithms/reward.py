@@ -20,6 +20,7 @@ from trimtab.algorithms.stage import Mix, Stage
 from trimtab.algorithms.stream import TreeStream, micro_batches
 from trimtab.data.batch import TreeBatch, pack, split_by_tokens
 from trimtab.data.trees import TokenTree
+from trimtab.evaluation.shifts import by_length
 from trimtab.evaluation.statistics import clustered_share, mean_interval
 from trimtab.losses.reward import centring_loss, plackett_luce_ranking_loss, ranking_loss
 from trimtab.models.score_head import head_of
@@ -90,11 +91,14 @@ class RewardModelling(Stage):
     def _metrics(self, batch: TreeBatch, scores: Tensor) -> dict[str, Metric]:
         gaps = scores[batch.winner] - scores[batch.loser]
         pairs, responses = float(gaps.numel()), float(scores.numel())
-        return {
+        found = {
             "accuracy": Metric((gaps > 0).sum().item(), pairs),
             "margin": Metric(gaps.sum().item(), pairs),
             "mean_reward": Metric(scores.sum().item(), responses),
         }
+        for name, values in lengths_ruled(batch, scores).items():
+            found[name] = Metric(values.sum().item(), float(values.numel()))
+        return found
 
     # ------------------------------------------------------------------ held-out rows
 
@@ -107,6 +111,7 @@ class RewardModelling(Stage):
         gaps: list[Tensor] = []
         hits: list[float] = []
         pairs: list[float] = []
+        lengths: list[dict[str, Tensor]] = []
         with frozen(self.model):
             for micro in micro_batches(self.held_out, rows, self.held_out.token_budget, "eval"):
                 batch = micro.batch.to(self.policy.device)
@@ -120,7 +125,13 @@ class RewardModelling(Stage):
                 pairs += torch.bincount(tree, minlength=batch.tree_count).tolist()
                 judged.append(one)
                 gaps.append(gap)
-        return _summary(judged, torch.cat(gaps), hits, pairs)
+                lengths.append(lengths_ruled(batch, one.scores))
+        found = _summary(judged, torch.cat(gaps), hits, pairs)
+        for name in lengths[0]:
+            values = torch.cat([one[name] for one in lengths]).double()
+            if values.numel():
+                found[name] = values.mean().item()
+        return found
 
 
 def _summary(
@@ -143,6 +154,14 @@ def _summary(
         found["accuracy_ci95"] = [accuracy.low, accuracy.high]
         found["margin_ci95"] = [margin.low, margin.high]
     return found
+
+
+def lengths_ruled(batch: TreeBatch, scores: Tensor) -> dict[str, Tensor]:
+    """``by_length`` of scores [N]; a response's length is that of its tokens, trained or not."""
+    spans = (span.length for tree in batch.spans for span in tree.branches)
+    lengths = torch.tensor(list(spans), device=scores.device)
+    w, loser = batch.winner, batch.loser
+    return by_length(scores[w], scores[loser], lengths[w], lengths[loser])
 
 
 def centre(policy: Policy, trees: Sequence[TokenTree], token_budget: int) -> float:

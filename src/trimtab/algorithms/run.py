@@ -25,12 +25,11 @@ from typing import Any
 import torch
 
 from trimtab.algorithms.build import Built, build
-from trimtab.algorithms.diagnosis import Diagnoses
+from trimtab.algorithms.diagnosis.told import Diagnoses, of_run
 from trimtab.algorithms.ensemble import train_ensemble
 from trimtab.algorithms.finish import finish
 from trimtab.algorithms.resume import REFERENCE, memory, restore, take_best
 from trimtab.algorithms.selfcheck import as_record, self_check
-from trimtab.config.on_policy_recipe import OnPolicyRecipe
 from trimtab.config.resolved import Resolved, difference, to_yaml
 from trimtab.errors import RunError
 from trimtab.training import files
@@ -145,8 +144,7 @@ def _train_in(
         )
         trackers = build_trackers(recipe.report_to, info, progress.note)
         remembered = memory(resolved, built)
-        on_policy = isinstance(recipe, OnPolicyRecipe)
-        diagnoses = Diagnoses(recipe.stop_when) if on_policy else None
+        diagnoses = of_run(recipe, built.stage)
         hooks = _Hooks(built, remembered, folder, store, log, progress, trackers, diagnoses)
         loop = Loop(built.stage, _settings(recipe, built.stage.total_steps), hooks)
         hooks.loop = loop
@@ -264,7 +262,8 @@ class _Hooks:
         reason = None
         for found in self.diagnoses.add({"step": step, **record}):
             self.metrics.append(found.record())
-            self.shown.note(f"step {step}: reward hacking ({found.name}): {found.says}")
+            title = self.diagnoses.title(found.name)
+            self.shown.note(f"step {step}: {title} ({found.name}): {found.says}")
             if found.name in self.diagnoses.stop_when:
                 reason = reason or f"diagnosis {found.name} (stop_when)"
         return reason

@@ -15,6 +15,7 @@ import cyclopts
 from cyclopts import App, Group, Parameter
 
 from trimtab.cli.data_verbs import data_app
+from trimtab.cli.explain.command import explain
 from trimtab.cli.texts import TRAINING
 from trimtab.data.rows import Kind
 from trimtab.errors import TrimtabError, UsageError
@@ -88,6 +89,7 @@ def _app() -> App:
     app.command(data_app(tools))
     app.command(demo, group=tools)
     app.command(evaluate, group=tools)
+    app.command(explain, group=tools)
     app.command(sample, group=tools)
     app.command(score, group=tools)
     bench = App(
@@ -433,7 +435,7 @@ def verify(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True, show=Fal
 
 
 def _refuse_unknown_verb(arguments: Sequence[str]) -> None:
-    verbs = [*TRAINING, "data", "demo", "evaluate", "sample", "score", "verify-loss"]
+    verbs = [*TRAINING, "data", "demo", "evaluate", "explain", "sample", "score", "verify-loss"]
     if not arguments or arguments[0].startswith("-") or arguments[0] in verbs:
         return
     from trimtab.config.hints import FOREIGN_VERBS, STAGES

@@ -24,6 +24,7 @@ LOSSES = Path(__file__).resolve().parent.parent / "losses"
 
 LossKind = Literal["pair", "unpaired", "ranking"]
 _OF_REFERENCE = {"reference", "sequence_kl", "reference_tokens", "mismatched_reference"}
+_MACHINERY = ("contract", "sums")  # modules that hold no formula
 _KINDS: dict[str, LossKind] = {
     "Pair": "pair",
     "SequenceLogprobs": "unpaired",
@@ -40,13 +41,17 @@ class LossParameter(NamedTuple):
 
 
 class LossSchema(NamedTuple):
-    """A loss's declaration. ``needs``: the inputs it names, of the call and of ``prepare``."""
+    """A loss's declaration. ``needs``: the inputs it names, of the call and of ``prepare``.
+
+    ``text`` is its whole docstring, ``summary`` the first line.
+    """
 
     name: str
     kind: LossKind
     parameters: Mapping[str, LossParameter]
     needs: frozenset[str]
     summary: str
+    text: str = ""
 
     @property
     def needs_reference(self) -> bool:
@@ -85,6 +90,20 @@ def loss_schemas(folder: Path = LOSSES) -> Mapping[str, LossSchema]:
             found[name] = declaration(name, node)
         except Undeclared as error:
             raise AssertionError(f"losses/{module}.py:{error.line}: {error}") from None
+    return found
+
+
+@functools.cache
+def loss_functions(folder: Path = LOSSES) -> Mapping[str, str]:
+    """Docstrings of the functions of ``trimtab.losses`` that are no preference losses, by name."""
+    package = _parse(folder / "__init__.py")
+    taken = set(_registry(package).values())
+    found: dict[str, str] = {}
+    for symbol, (module, original) in _imports(package).items():
+        path = folder / f"{module}.py"  # all but those of the standard library
+        node = definition(_parse(path), original) if path.exists() else None
+        if isinstance(node, ast.FunctionDef) and symbol not in taken and module not in _MACHINERY:
+            found[symbol] = ast.get_docstring(node) or ""
     return found
 
 
@@ -140,7 +159,7 @@ class Undeclared(Exception):
 
 def declaration(name: str, node: ast.FunctionDef | ast.ClassDef) -> LossSchema:
     """What a definition declares. Raises Undeclared where it declares no loss."""
-    summary = (ast.get_docstring(node) or "").split("\n")[0]
+    text = ast.get_docstring(node) or ""
     if isinstance(node, ast.FunctionDef):
         settings, calls = node, [node]
     else:
@@ -164,7 +183,7 @@ def declaration(name: str, node: ast.FunctionDef | ast.ClassDef) -> LossSchema:
             f"{name}: annotate its parameter policy with one of {', '.join(_KINDS)}"
             + (f", not {written}" if written else ""),
         )
-    return LossSchema(name, kind, parameters, frozenset(needs), summary)
+    return LossSchema(name, kind, parameters, frozenset(needs), text.split("\n")[0], text)
 
 
 def _arguments(function: ast.FunctionDef) -> list[ast.arg]:

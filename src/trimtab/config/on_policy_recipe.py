@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from trimtab.config.data_keys import Keys
+from trimtab.config.diagnoses import ON_POLICY, check_names
 from trimtab.config.keys import BatchSize, Epochs, LearningRate, Schedule
 from trimtab.config.recipes import TrainRecipe
-from trimtab.config.suggest import did_you_mean
 from trimtab.config.values import (
     Location,
     Number,
@@ -17,21 +18,9 @@ from trimtab.config.values import (
     TextList,
     Whole,
     conflict,
-    refuse,
 )
 
 KlEstimator = Literal["k1", "k2", "k3"]
-
-# What can be found of a run, by ``algorithms/diagnosis.py``.
-DIAGNOSES = ("watched", "length", "variety", "entropy", "disagreement", "kl")
-
-
-def _diagnoses(value: list[str]) -> list[str]:
-    for name in value:
-        if name not in DIAGNOSES:
-            known = ", ".join(DIAGNOSES)
-            refuse(f"holds {name!r}; diagnoses are {known}{did_you_mean(name, DIAGNOSES)}")
-    return value
 
 
 class RolloutKeys(Keys):
@@ -61,10 +50,10 @@ class RolloutKeys(Keys):
         description="Reward functions that are measured and never optimised, named as in "
         "reward_funcs.",
     )
-    stop_when: Annotated[TextList, AfterValidator(_diagnoses)] = Field(
+    stop_when: Annotated[TextList, AfterValidator(partial(check_names, known=ON_POLICY))] = Field(
         default_factory=list,
-        description="Diagnoses of reward hacking that end the run: "
-        f"{', '.join(DIAGNOSES)}; empty: they are only told.",
+        description="Diagnoses that end the run: "
+        f"{', '.join(ON_POLICY)}; empty: they are only told.",
     )
     on_bad_reward: Literal["stop", "drop"] = Field(
         default="stop",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from trimtab.config.data_keys import DataKeys, DatasetSpec, Keys, LengthKeys, MixSpec
+from trimtab.config.diagnoses import PREFERENCE, check_names
 from trimtab.config.keys import (
     AdapterKeys,
     BatchSize,
@@ -22,7 +24,7 @@ from trimtab.config.keys import (
     WeightDecay,
 )
 from trimtab.config.loss_keys import LossChoice
-from trimtab.config.values import Location, Number, Whole, conflict
+from trimtab.config.values import Location, Number, TextList, Whole, conflict
 
 __all__ = [
     "DatasetSpec",
@@ -268,6 +270,11 @@ class PreferenceRecipe(LossKeys, TrainRecipe, LengthKeys):
         default=False,
         description="All rows with the same prompt form one tree: the prompt is read once.",
     )
+    stop_when: Annotated[TextList, AfterValidator(partial(check_names, known=PREFERENCE))] = Field(
+        default_factory=list,
+        description="Diagnoses that end the run: "
+        f"{', '.join(PREFERENCE)}; empty: they are only told.",
+    )
 
     learning_rate: LearningRate = 1e-6
     lr_scheduler_type: Schedule = "linear"
@@ -284,4 +291,15 @@ class PreferenceRecipe(LossKeys, TrainRecipe, LengthKeys):
                 f"{self.loss.name} has no reference model; remove it, or choose a loss with one "
                 "(dpo)",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_diagnosed(self) -> PreferenceRecipe:
+        for name in sorted({"stuck", "small_beta"} & set(self.stop_when)):
+            if not self.loss.schema_.needs_reference or self.ref_model_name_or_path is not None:
+                conflict(
+                    "stop_when",
+                    f"{name}: is told where the reference is the policy at the start, and "
+                    "would never be told here; remove it",
+                )
         return self

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from functools import partial
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from trimtab.config.data_keys import Keys, LengthKeys
+from trimtab.config.diagnoses import REWARD_MODEL, check_names
 from trimtab.config.keys import BatchSize, Epochs, LearningRate, Schedule, WarmupSteps
 from trimtab.config.recipes import TrainRecipe
-from trimtab.config.values import Location, Number, Prompts, Whole, conflict
+from trimtab.config.values import Location, Number, Prompts, TextList, Whole, conflict
 
 
 class BackboneSpec(Keys):
@@ -86,6 +88,13 @@ class RewardRecipe(TrainRecipe, LengthKeys):
         default=1,
         ge=1,
         description="Train so many models that differ by their seed, each in a folder of its own.",
+    )
+    stop_when: Annotated[TextList, AfterValidator(partial(check_names, known=REWARD_MODEL))] = (
+        Field(
+            default_factory=list,
+            description="Diagnoses that end the run: "
+            f"{', '.join(REWARD_MODEL)}; empty: they are only told.",
+        )
     )
 
     sample_prompts: Prompts = Field(

@@ -1,7 +1,8 @@
 """What is recorded of preference losses, batch by batch, and its summary with intervals.
 
 Metric names are those of TRL's DPO trainer. ``rewards/*`` are the implicit rewards of the loss at
-hand, ``logps/*`` sums of token log-probs. A tie is not counted as right.
+hand, ``logps/*`` sums of token log-probs. A tie is not counted as right. ``displacement/*`` (where
+there is a reference) and ``lengths/*`` are ours: ``shifts.py``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trimtab.data.batch import TreeBatch
+from trimtab.evaluation.shifts import by_length, displacement
 from trimtab.evaluation.statistics import mean_interval, wilson_interval
 from trimtab.losses.types import PreferenceTerms, RankingTerms, SequenceLogprobs, UnpairedTerms
 from trimtab.training.terms import Metric
@@ -26,7 +28,7 @@ class PreferenceRecord:
     ``losses`` and ``weights`` have one entry a unit of the loss; the columns have one a comparison
     [P]: implicit rewards and log-probs. Where responses are judged one by one (``paired`` False),
     the wanted ones stand under chosen and the unwanted under rejected, and the two need not be
-    equally many.
+    equally many. ``reference`` are the sums of the two under the reference, where there is one.
     """
 
     losses: Tensor
@@ -35,13 +37,18 @@ class PreferenceRecord:
     rejected_rewards: Tensor
     chosen: SequenceLogprobs
     rejected: SequenceLogprobs
+    reference: tuple[Tensor, Tensor] | None = None
     paired: bool = True
 
     @staticmethod
     def of_pairs(
-        batch: TreeBatch, sums: SequenceLogprobs, terms: PreferenceTerms, weights: Tensor
+        batch: TreeBatch,
+        sums: SequenceLogprobs,
+        terms: PreferenceTerms,
+        weights: Tensor,
+        reference: Tensor | None = None,
     ) -> PreferenceRecord:
-        """Record of a paired loss."""
+        """Record of a paired loss; ``reference``, here and below, are sums [N] of all branches."""
         return PreferenceRecord(
             terms.losses,
             weights,
@@ -49,11 +56,16 @@ class PreferenceRecord:
             terms.rejected_rewards.detach(),
             _detached(sums, batch.winner),
             _detached(sums, batch.loser),
+            _sides(reference, batch.winner, batch.loser),
         )
 
     @staticmethod
     def of_responses(
-        batch: TreeBatch, sums: SequenceLogprobs, terms: UnpairedTerms, weights: Tensor
+        batch: TreeBatch,
+        sums: SequenceLogprobs,
+        terms: UnpairedTerms,
+        weights: Tensor,
+        reference: Tensor | None = None,
     ) -> PreferenceRecord:
         """Record of an unpaired loss; labelled rows that came as pairs are still compared."""
         assert batch.labels is not None
@@ -68,6 +80,7 @@ class PreferenceRecord:
             rewards[unwanted],
             _detached(sums, wanted),
             _detached(sums, unwanted),
+            _sides(reference, wanted, unwanted),
             paired,
         )
 
@@ -78,6 +91,7 @@ class PreferenceRecord:
         terms: RankingTerms,
         order: Tensor,
         weights: Tensor,
+        reference: Tensor | None = None,
     ) -> PreferenceRecord:
         """Record of a listwise loss: all comparisons of each ranking."""
         flat = torch.zeros_like(sums.sum)
@@ -90,6 +104,7 @@ class PreferenceRecord:
             flat[batch.loser],
             _detached(sums, batch.winner),
             _detached(sums, batch.loser),
+            _sides(reference, batch.winner, batch.loser),
         )
 
     def metrics(self) -> dict[str, Metric]:
@@ -104,7 +119,23 @@ class PreferenceRecord:
             margins = self.chosen_rewards - self.rejected_rewards
             found["rewards/accuracies"] = _mean((margins > 0).float())
             found["rewards/margins"] = _mean(margins)
+        found |= {name: _mean(values) for name, values in self.shifts().items()}
         return {name: metric for name, metric in found.items() if metric.count}
+
+    def shifts(self) -> dict[str, Tensor]:
+        """Columns of ``displacement`` and ``by_length``, as far as they are known."""
+        found: dict[str, Tensor] = {}
+        if self.reference is not None:
+            policy = (self.chosen, self.rejected)
+            found |= displacement(policy, self.reference, paired=self.paired)
+        if self.paired:
+            found |= by_length(
+                self.chosen_rewards,
+                self.rejected_rewards,
+                self.chosen.length,
+                self.rejected.length,
+            )
+        return found
 
 
 def summarise(records: Sequence[PreferenceRecord]) -> dict[str, Any]:
@@ -135,7 +166,20 @@ def summarise(records: Sequence[PreferenceRecord]) -> dict[str, Any]:
         _add_share(found, "logps/accuracies", chosen.sum > rejected.sum)
         _add_share(found, "logps/accuracies_mean", chosen.mean > rejected.mean)
         found["pairs"] = margins.numel()
+    _add_shifts(found, [record.shifts() for record in records])
     return found
+
+
+def _add_shifts(found: dict[str, Any], shifts: Sequence[dict[str, Tensor]]) -> None:
+    """Means and shares of the columns that every record has."""
+    for name in shifts[0]:
+        if all(name in one for one in shifts):
+            values = torch.cat([one[name].cpu() for one in shifts])
+            if name.startswith("lengths/") or name.endswith("/both_fell"):
+                if values.numel():
+                    _add_share(found, name, values > 0)
+            else:
+                _add_mean(found, name, values)
 
 
 def _add_mean(found: dict[str, Any], name: str, values: Tensor) -> None:
@@ -155,6 +199,10 @@ def _add_share(found: dict[str, Any], name: str, hits: Tensor) -> None:
 
 def _mean(values: Tensor) -> Metric:
     return Metric(values.sum().item(), float(values.numel()))
+
+
+def _sides(sums: Tensor | None, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor] | None:
+    return None if sums is None else (sums.detach()[one], sums.detach()[other])
 
 
 def _detached(sums: SequenceLogprobs, index: Tensor) -> SequenceLogprobs:

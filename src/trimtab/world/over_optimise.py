@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import trimtab
-from trimtab.algorithms.diagnosis import Diagnoses
+from trimtab.algorithms.diagnosis.told import Diagnoses
 from trimtab.errors import UsageError
 from trimtab.report.charts import Axis, Point, Series, line_chart
 from trimtab.training import files

@@ -1,0 +1,147 @@
+"""``trimtab explain``: every name has an entry, and what it says is so."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trimtab.cli import main
+from trimtab.cli.explain.metrics import METRICS, metric_of
+from trimtab.cli.explain.sources import SOURCES, explain
+from trimtab.config import VERBS
+from trimtab.config.loss_schema import loss_schemas
+from trimtab.config.schema import recipe_keys
+from trimtab.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def facts(name: str, kind: str) -> dict[str, str]:
+    return dict(next(one for one in explain(name) if one.kind == kind).facts)
+
+
+def test_all_names_are_there_and_explain_themselves() -> None:
+    assert set(SOURCES["verb"]()) == set(VERBS)
+    assert set(loss_schemas()) <= set(SOURCES["loss"]())
+    assert {k for v in VERBS.values() for k in recipe_keys(v.recipe)} == set(SOURCES["key"]())
+    for kind, source in SOURCES.items():
+        for name, one in source().items():
+            assert one.what and one in explain(name), (kind, name)
+
+
+def test_a_diagnosis_says_what_to_change() -> None:
+    for name, one in SOURCES["diagnosis"]().items():
+        assert {"told when", "means", "change", "reads"} <= dict(one.facts).keys(), name
+
+
+def test_findings_of_the_data_doctor_are_explained_with_their_remedy() -> None:
+    (one,) = explain("held-out-prompt")
+    assert explain("held_out_prompt") == [one]
+    assert (one.kind, dict(one.facts)["needs"]) == ("finding", "--against HELD_OUT")
+    assert dict(one.facts)["change"] == "split by prompt rather than by row"
+
+
+def test_metrics_read_by_diagnoses_exist() -> None:
+    for name, one in SOURCES["diagnosis"]().items():
+        for word in re.findall(r"[a-z_]+/\w+(?:/\w+)?", dict(one.facts)["reads"]):
+            assert metric_of(word), (name, word)
+
+
+def test_every_metric_is_one_that_the_source_writes() -> None:
+    every = [path for path in (ROOT / "src").rglob("*.py") if path.parent.name != "explain"]
+    source = "".join(path.read_text(encoding="utf-8") for path in every)
+    for one in METRICS:
+        if "<" in one.name:
+            continue
+        last = one.name.rpartition("/")[2]
+        written = (f'"{one.name}"', f"{{name}}_{last}", f"{{name}}/{last}", f'"{last}"')
+        stem = last.removesuffix("_per_token")
+        assert any(w in source for w in (*written, f'"{stem}"')), one.name
+
+
+def test_a_dpo_is_a_loss_and_a_verb() -> None:
+    assert [one.kind for one in explain("dpo")] == ["loss", "verb"]
+    loss = facts("dpo", "loss")
+    assert loss["formula"] == "-log sigmoid(beta (a_w - a_l)), from sums"
+    assert loss["hyper parameters"] == "beta=0.1"
+    assert loss["paper"] == "https://arxiv.org/abs/2305.18290"
+    assert facts("orpo", "loss")["comes with"].startswith("learning_rate=5e-06")
+    assert facts("clipped_value_loss", "loss")["paper"] == "https://arxiv.org/abs/1909.08593"
+
+
+def test_keys_by_every_spelling() -> None:
+    assert [one.name for one in explain("--beta")] == ["loss.beta"]
+    assert explain("lr")[-1].what.startswith("lr of other tools is learning_rate here. Highest")
+    assert "No key here" in explain("fp16")[0].what
+    assert explain("max-steps") == explain("max_steps") == explain("--max-steps=3")
+    rates = facts("learning_rate", "key")["default"]
+    assert "1e-06 (grpo, rloo, dpo, simpo, kto, ipo, cpo)" in rates
+    stops = explain("stop_when")[0].what
+    assert "reward: Diagnoses that end the run: at_chance" in stops
+    assert "dpo, simpo, orpo, kto, ipo, cpo, bco: Diagnoses that end the run: displac" in stops
+    assert "5e-06 (ppo, orpo)" in rates, "a loss has defaults of its own"
+
+
+def test_metrics_by_pattern_held_out_and_their_intervals() -> None:
+    for name, row in (
+        ("watch/gold/mean", "watch/<name>/mean"),
+        ("loss/nll", "loss/<term>"),
+        ("loss/policy_avg", "loss/policy_avg"),
+        ("eval_rewards/vowels_2/mean_ci95", "rewards/<name>/mean"),
+    ):
+        found = metric_of(name)
+        assert found is not None and found.name == row
+    assert explain("eval_logps/chosen_ci95")[0].what.startswith("Held out. 95 % interval")
+    assert metric_of("rewards/choosen") is None and metric_of("watch/a/b/mean") is None
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(UsageError, match=r"Did you mean rewards/margins\?"):
+        explain("rewrds/margns")
+    with pytest.raises(UsageError, match="trimtab explain lists every name"):
+        explain("qqqqqq")
+
+
+def test_as_a_user_types_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "displacement"]) == 0
+    assert "displacement  (diagnosis)" in capsys.readouterr().out
+    assert main(["explain", "displacment"]) == 2
+    assert "Did you mean displacement?" in capsys.readouterr().err
+    assert main(["explain"]) == 0
+    listed = capsys.readouterr().out
+    assert all(word in listed for word in ("Diagnoses", "rewards/margins", "simpo", "loss.beta"))
+    assert main(["explain", "val/explained_variance", "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)
+    assert one["formula"] == "1 - Var(G - V) / Var(G)" and one["kind"] == "metric"
+
+
+def test_it_imports_no_torch() -> None:
+    code = (
+        "import sys\nfrom trimtab.cli import main\ncode = main(sys.argv[1:])\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\nsys.exit(code)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, "explain", "kl"],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "kl  (diagnosis)" in found.stdout and "kl  (metric)" in found.stdout
+
+
+def test_the_page_of_diagnoses_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("page", ROOT / "scripts" / "diagnoses_page.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.page() == (ROOT / "docs" / "diagnoses.md").read_text(encoding="utf-8")
