@@ -79,6 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pretrain-steps", type=int, default=500)
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--use-peft", action="store_true", help="LoRA instead of all weights")
     args = parser.parse_args()
     if (args.model is None) == (args.pretrain_data is None):
@@ -154,6 +155,7 @@ def _classifier(
             seed=seed,
             learning_rate=args.learning_rate,
             num_train_epochs=args.epochs,
+            per_device_train_batch_size=args.batch_size,
             save_steps=None,
             eval_on_start=first,
             self_check=first,

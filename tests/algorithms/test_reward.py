@@ -239,11 +239,13 @@ def test_training_learns_an_order(world: World, tmp_path: Path) -> None:
     assert {"accuracy", "margin", "mean_reward", "loss"} <= run.trained[-1].keys()
 
 
-def test_ensemble_is_a_folder_a_member(world: World) -> None:
+def test_ensemble_is_a_folder_a_member(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     keys = world.keys("pairs", sample_prompts=..., ensemble=2)
     import trimtab
 
-    result = trimtab.reward(**keys)
+    result = trimtab.reward(**{**keys, "quiet": False})
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert said.endswith("is an ensemble of 2, and is taken wherever a reward model is ")
     manifest = json.loads((result.output_dir / "ensemble.json").read_text())
     assert manifest["members"] == ["member-1", "member-2"]
     model = RewardModel.load(result.output_dir)
@@ -272,6 +274,7 @@ def test_going_on_with_a_reward_model_and_an_adapter(world: World) -> None:
     head = AutoModelForSequenceClassification.from_pretrained(first)
     more = AutoModelForSequenceClassification.from_pretrained(again.folder)
     assert head.num_parameters() == more.num_parameters()  # a reward model is not cut again
+    refused(world, "use_peft: .* has scores", model_name_or_path=str(first), use_peft=True)
     adapter = reward_run(world, "pairs", use_peft=True, lora_r=2, self_check=True)
     assert (adapter / "score_head.json").is_file()
     assert RewardModel.load(adapter).offset != 0.0

@@ -21,7 +21,8 @@ from trimtab.algorithms.rollout_log import distinct
 from trimtab.config import resolve
 from trimtab.errors import CheckpointError, TrimtabError
 from trimtab.models import load
-from trimtab.models.scored import is_scored, load_scored
+from trimtab.models.hub import is_scored
+from trimtab.models.scored import load_scored
 
 REWARDS = """
 def vowels(completions, **_):

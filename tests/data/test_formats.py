@@ -228,6 +228,20 @@ def test_a_bad_row_is_named_by_line_and_field(load, jsonl, row, reason):
     assert "\n" not in str(error.value)
 
 
+def test_ranks_that_run_against_the_scores_are_refused(load, jsonl):
+    """1 is best: most pairs of the source the other way round is a mistake, one row is noise."""
+    good = {**RANKED, "ranks": [1, 2, 2], "scores": [2, 1, 3]}  # 1 of 2 pairs is opposed
+    swapped = {**RANKED, "ranks": [1, 2, 3], "scores": [1, 2, 3]}
+    assert load(jsonl([good, {**RANKED, "scores": [0, 0, 0]}])).report.sources[0].used == 2
+    path = jsonl([good, {**swapped, "scores": [3, 2, 1]}, swapped])
+    assert load(path).report.sources[0].used == 3, "4 of 8 pairs"
+    path = jsonl([{**RANKED, "ranks": [1, 2, 2], "scores": [2, 1, 1]}, swapped])
+    with pytest.raises(DataError) as error:
+        load(path)
+    assert str(error.value).startswith(f"{path}:2: ranks: the better rank has the lower score")
+    assert "in 3 of the 5 pairs" in str(error.value) and "\n" not in str(error.value)
+
+
 def test_ties_are_good(one):
     assert one({**RANKED, "ranks": [1, 1, 2]}).ranks == [1.0, 1.0, 2.0]
 

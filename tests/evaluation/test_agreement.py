@@ -51,6 +51,8 @@ def test_rows_that_compare_the_same_two_are_votes() -> None:
 
 def test_nobody_twice() -> None:
     assert agreement([pair(1.0, 0.0)]) == {"pairs": 0, "note": NONE}
+    twice = ranking([0.0, 1.0, 1.0], [1, 2, 3], responses=("x", "y", "y"))
+    assert agreement([twice]) == {"pairs": 0, "note": NONE}, "one annotator, the same answer twice"
 
 
 @pytest.mark.parametrize(

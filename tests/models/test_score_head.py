@@ -14,12 +14,15 @@ from tests import tiny_runs
 from transformers import AutoModelForSequenceClassification
 
 from trimtab.errors import CheckpointError, RecipeError
+from trimtab.errors import RecipeError
 from trimtab.models import load, lora
 from trimtab.models.attention import unwrap
+from trimtab.models.load import load_model
 from trimtab.models.hub import locate
 from trimtab.models.save import save_model, verify_saved
 from trimtab.models.score_head import ScoreHead, attach_head, head_of, without_output_head
-from trimtab.models.scored import is_scored, load_scored
+from trimtab.models.hub import is_scored
+from trimtab.models.scored import load_scored
 
 NAMES = ["llama", "qwen3", "gemma3_text", "gpt2"]
 LAYERS = {"gemma3_text": {"layer_types": ["sliding_attention", "full_attention"]}}
@@ -76,6 +79,15 @@ def test_plain_transformers_reads_the_same_scores_of_padded_rows(name: str, tmp_
     wrong = plain(torch.tensor([[5, 6, 7, 1], [8, 9, 10, 1]])).logits
     right = own_scores(model, [[5, 6, 7, 1], [8, 9, 10, 1]])
     assert (wrong - right).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])  # qwen3's output head is its embeddings
+def test_a_reward_model_is_no_language_model(name: str, tmp_path: Path) -> None:
+    model, tokenizer = scored(tmp_path / "lm", name)
+    save_model(model, tokenizer, tmp_path / "reward")
+    with pytest.raises(RecipeError, match="has scores and no language model's head"):
+        load_model(tmp_path / "reward")
+    load_model(tmp_path / "lm")
 
 
 def test_facts_survive(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from trimtab.errors import DataError, RecipeError
 from trimtab.models import load
 from trimtab.models.attention import unwrap
 from trimtab.models.forward import choose_layout
+from trimtab.models.hub import is_scored
 from trimtab.models.score_head import (
     ScoreHead,
     attach_head,
@@ -41,7 +42,7 @@ from trimtab.models.score_head import (
     set_head,
     without_output_head,
 )
-from trimtab.models.scored import is_scored, load_scored
+from trimtab.models.scored import load_scored
 from trimtab.rewards.combine import told_apart
 from trimtab.rewards.functions import check_columns, resolve
 from trimtab.rewards.manifest import MANIFEST

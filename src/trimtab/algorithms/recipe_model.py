@@ -16,10 +16,10 @@ from trimtab.data.chat import ChatRenderer
 from trimtab.errors import RecipeError
 from trimtab.models import load, lora
 from trimtab.models.forward import choose_layout
-from trimtab.models.hub import read_json
+from trimtab.models.hub import is_scored, read_json
 from trimtab.models.save import ADAPTER, merge_adapter
 from trimtab.models.score_head import head_of
-from trimtab.models.scored import is_scored, load_scored
+from trimtab.models.scored import load_scored
 from trimtab.training.precision import PrecisionChoice, choose_precision
 from trimtab.training.progress import Progress
 from trimtab.training.seeds import derive
@@ -75,12 +75,13 @@ class RecipeModel:
 
     def _load(self, source: load.ModelSource, **options: Any) -> Any:
         """The policy's weights; for a reward model also those of one that has scores already."""
-        if isinstance(self.recipe, ClassifyRecipe) and is_scored(source):
-            raise RecipeError(
-                f"model_name_or_path={source.name!r}: it has scores and no language model's head; "
-                "start from a language model"
-            )
         if isinstance(self.recipe, RewardRecipe) and is_scored(source):
+            if self.recipe.use_peft and source.kind != "adapter":
+                raise RecipeError(
+                    f"use_peft: model_name_or_path={source.name!r} has scores, and an adapter "
+                    "with scores of its own needs a language model below it; remove use_peft, or "
+                    "start from the language model"
+                )
             model = load_scored(source, key="model_name_or_path", **options)
             head = head_of(model)
             if head is None or head.kind != "reward":

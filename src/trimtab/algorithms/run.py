@@ -61,13 +61,11 @@ def run_resolved(resolved: Resolved, command: Sequence[str] | None = None) -> in
 def train(resolved: Resolved, *, command: Sequence[str]) -> RunResult:
     """Train as the recipe says, or go on where an earlier start of the same recipe was killed."""
     recipe, control = resolved.recipe, resolved.control
+    mode: Mode = "json" if control.json else "quiet" if control.quiet else "auto"
     if getattr(recipe, "ensemble", 1) > 1 and not control.dry_run:
-        whole, results = train_ensemble(resolved, lambda one: train(one, command=command))
-        assert recipe.output_dir is not None
-        return RunResult(Path(recipe.output_dir), {"members": results}, interrupted=not whole)
+        return _train_ensemble(resolved, mode, command)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    mode: Mode = "json" if control.json else "quiet" if control.quiet else "auto"
     assert recipe.output_dir is not None, "resolving a recipe gives it a folder"
     check_report_to(recipe.report_to)
     if control.dry_run:
@@ -103,6 +101,19 @@ def _enough_memory() -> Iterator[None]:
             "set gradient_checkpointing=true or use_peft=true; the same command goes on from the "
             "last checkpoint"
         ) from error
+
+
+def _train_ensemble(resolved: Resolved, mode: Mode, command: Sequence[str]) -> RunResult:
+    """Train every member, each one a run that speaks for itself."""
+    whole, results = train_ensemble(resolved, lambda one: train(one, command=command))
+    folder = Path(str(resolved.recipe.output_dir))
+    if whole:
+        with Progress(0, resolved.verb, mode=mode) as progress:
+            progress.note(
+                f"done: {folder} is an ensemble of {len(results)}, and is taken wherever a reward "
+                "model is"
+            )
+    return RunResult(folder, {"members": results}, interrupted=not whole)
 
 
 def _dry_run(resolved: Resolved, mode: Mode) -> RunResult:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimtab.data.directions import require_one_direction
 from trimtab.data.formats import Plan, detect
 from trimtab.data.locate import DatasetSpec, Located, Part, locate
 from trimtab.data.order import permutation
@@ -67,7 +68,7 @@ def load_examples(
 
     Raises:
         DataError: a source that is not there, cannot be read, has no rows, rows of a kind that is
-            not accepted, or more bad rows than allowed.
+            not accepted, more bad rows than allowed, or ranks and scores that are opposed.
     """
     assert specs, "no sources"
     report = RowReport()
@@ -151,6 +152,7 @@ class _Source:
             kinds.update(kind_of(example) for example in examples)
             yield examples
         self.quarantine.check(self.account)
+        require_one_direction(example for row in rows for example in row)
         if plan is not None:
             self._describe(plan, kinds)
 

@@ -63,14 +63,18 @@ def agreement(rows: Sequence[ScoredRow], seed: int = 0) -> dict[str, Any]:
 
 
 def collect(rows: Sequence[ScoredRow]) -> list[Ballot]:
-    """The votes on every pair of responses, over all rows."""
+    """The votes on every pair of responses, over all rows; a row is one annotator's."""
     ballots: dict[tuple[str, str, str], Ballot] = {}
     for row in rows:
         told = votes_of(row)
+        seen: set[tuple[str, str, str]] = set()  # a ranking may hold a response twice
         for winner, loser in row.pairs:
             swapped = row.responses[loser] < row.responses[winner]
             first, second = (loser, winner) if swapped else (winner, loser)
             key = (row.prompt, row.responses[first], row.responses[second])
+            if key in seen:
+                continue
+            seen.add(key)
             scores = (row.scores[first], row.scores[second])
             ballot = ballots.setdefault(key, Ballot(row.prompt, scores))
             for_winner, for_loser, ties = told or (1, 0, 0)

@@ -19,9 +19,8 @@ from trimtab.errors import RecipeError, RunError
 from trimtab.models import load
 from trimtab.models.attention import unwrap
 from trimtab.models.forward import Layout, choose_layout, target_hidden
-from trimtab.models.hub import ModelSource, locate, read_json
+from trimtab.models.hub import ModelSource, is_scored, locate, read_json
 from trimtab.models.logprobs import LogitHead, token_stats
-from trimtab.models.scored import is_scored
 from trimtab.rewards.manifest import MANIFEST, members_of
 
 SubjectKind = Literal["reward", "language_model"]

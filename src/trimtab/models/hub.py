@@ -68,6 +68,15 @@ def quiet() -> None:
     logging.set_verbosity_error()  # what matters in its warnings is checked and raised here
 
 
+def is_scored(source: ModelSource) -> bool:
+    """Whether a folder holds a model with scores."""
+    if source.kind == "adapter":
+        task = read_json(source.folder / "adapter_config.json").get("task_type")
+        return task == "SEQ_CLS"
+    names = read_json(source.folder / "config.json").get("architectures") or []
+    return any(str(name).endswith("ForSequenceClassification") for name in names)
+
+
 def locate(
     name: str | Path,
     *,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.errors import RecipeError
 from trimtab.models.build import cast_weights, model_from_config
 from trimtab.models.fingerprint import fingerprint
-from trimtab.models.hub import ModelSource, locate, quiet, read_json
+from trimtab.models.hub import ModelSource, is_scored, locate, quiet, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +84,11 @@ def load_model(
     ``ModelSource`` of ``locate`` saves looking twice. Raises RecipeError, naming ``key``.
     """
     source = _found(path, revision, key, trust_remote_code)
+    if is_scored(source):  # with tied embeddings transformers would make a language model of it
+        raise RecipeError(
+            f"{key}={source.name!r}: it has scores and no language model's head; give a language "
+            "model"
+        )
     if source.kind == "adapter":
         base = load_model(
             base_of(source, key),

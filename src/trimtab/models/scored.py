@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from trimtab.errors import RecipeError
-from trimtab.models.hub import ModelSource, quiet, read_json
+from trimtab.models.hub import ModelSource, is_scored, quiet, read_json
 from trimtab.models.score_head import ScoreHead, head_of, scored_class, set_head
 
 ADAPTER_FACTS = "score_head.json"
@@ -77,15 +77,6 @@ def save_adapter_facts(model: Any, folder: Path) -> None:
     assert head is not None
     text = json.dumps(dataclasses.asdict(head), indent=2, sort_keys=True)
     (folder / ADAPTER_FACTS).write_text(text + "\n", encoding="utf-8")
-
-
-def is_scored(source: ModelSource) -> bool:
-    """Whether a folder holds a model with scores."""
-    if source.kind == "adapter":
-        task = read_json(source.folder / "adapter_config.json").get("task_type")
-        return task == "SEQ_CLS"
-    names = read_json(source.folder / "config.json").get("architectures") or []
-    return any(str(name).endswith("ForSequenceClassification") for name in names)
 
 
 def load_scored(

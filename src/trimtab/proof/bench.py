@@ -121,7 +121,8 @@ def check_gradient(bench: Bench) -> Check:
         found = differences(losses, sums_of(policy))
         worst_plain, worst_held = max(worst_plain, found.plain), max(worst_held, found.held)
     if worst_plain < 1e-6:
-        detail = f"worst relative error {worst_plain:.1e}"
+        found = f"{worst_plain:.1e}" if worst_plain else "0, but for the rounding of the losses"
+        detail = f"worst relative error {found}"
         return Check(name, "passed", detail, True, worst_plain)
     if worst_held < 1e-6:
         # Whether that is meant nobody can say; a wrong direction is for the next check.
