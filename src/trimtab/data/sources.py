@@ -100,7 +100,7 @@ def stream_examples(
     complete when the last example has been taken.
 
     Raises:
-        DataError: as ``load_examples``.
+        DataError: as ``load_examples``, but for opposed ranks and scores: rows are not compared.
     """
     source = _Source(spec, locate(spec), account, quarantine, None, None)
     for row in source.stream(max_rows):
@@ -128,7 +128,9 @@ class _Source:
 
     def read(self, max_rows: int | None) -> list[Sequence[Example]]:
         """The examples of every good row."""
-        return list(self.stream(max_rows))
+        rows = list(self.stream(max_rows))
+        require_one_direction(example for row in rows for example in row)
+        return rows
 
     def stream(self, max_rows: int | None) -> Iterator[Sequence[Example]]:
         """As ``read``, one row at a time; the limit of bad rows is checked at the end."""
@@ -152,7 +154,6 @@ class _Source:
             kinds.update(kind_of(example) for example in examples)
             yield examples
         self.quarantine.check(self.account)
-        require_one_direction(example for row in rows for example in row)
         if plan is not None:
             self._describe(plan, kinds)
 
