@@ -166,5 +166,6 @@ def _summary(
         parts.append(f"{cut} cut to length")
     share = f", {100 * trained / max(tokens, 1):.0f} % trained" if trained else ""
     parts.append(f"{tokens:,} tokens{share}")
-    parts.append(f"{100 * stopped / max(branches, 1):.0f} % of responses end in a stop token")
+    if branches:  # prompts have none
+        parts.append(f"{100 * stopped / branches:.0f} % of responses end in a stop token")
     return "; ".join(parts)
