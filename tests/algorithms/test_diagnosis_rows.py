@@ -23,6 +23,7 @@ FACTS = Facts(
     held_out=True,
     fresh_reference=True,
     beta=0.1,
+    loss="dpo",
     learning_rate=1e-6,
 )
 PAIRS = "preference training"
@@ -39,6 +40,7 @@ CALM: dict[str, dict[str, Curve]] = {
         "displacement/chosen_per_token": lambda t: 0.03 * t,
         "displacement/rejected_per_token": lambda t: -0.05 * t,
         "displacement/both_fell": lambda t: 0.2,
+        "lengths/compared": lambda t: 1.0,
         "lengths/chosen_longer": lambda t: 0.6,
         "lengths/longer_rewarded": lambda t: 0.58,
         "eval_logps/chosen": lambda t: -100 + 2 * t,
@@ -126,6 +128,8 @@ PROVOKED: dict[tuple[str, str], dict[str, Curve]] = {
         "loss": lambda t: 0.6925,
         "rewards/chosen": lambda t: 0.001,
         "rewards/rejected": lambda t: 0.0,
+        "displacement/chosen": lambda t: 0.1,
+        "displacement/rejected": lambda t: -0.1,
     },
     (PAIRS, "saturated"): {
         "rewards/chosen": lambda t: 4 * t,
@@ -207,6 +211,21 @@ QUIET: dict[str, Quiet] = {
         {**PROVOKED[PAIRS, "saturated"], "rewards/accuracies": lambda t: 0.9},
         {},
     ),
+    "a loss that scales its margin down has moved all the same": (
+        PAIRS,
+        {**PROVOKED[PAIRS, "stuck"], "displacement/rejected": lambda t: -2 * t},
+        {},
+    ),
+    "the margin is still short of the one aimed at": (
+        PAIRS,
+        PROVOKED[PAIRS, "saturated"],
+        {"loss": "simpo", "target": 5.0},
+    ),
+    "what such a margin weighs is not known of this loss": (
+        PAIRS,
+        PROVOKED[PAIRS, "saturated"],
+        {"loss": "ipo"},
+    ),
     "beta counts the distance": (
         PAIRS,
         {**PROVOKED[PAIRS, "small_beta"], "rewards/chosen": lambda t: 2 * t},
@@ -238,6 +257,11 @@ QUIET: dict[str, Quiet] = {
     "too few pairs to tell length": (
         PAIRS,
         {**PROVOKED[PAIRS, "by_length"], "eval_pairs": lambda t: 20},
+        {},
+    ),
+    "few pairs differ in length": (
+        PAIRS,
+        {**PROVOKED[PAIRS, "by_length"], "eval_lengths/compared": lambda t: 0.1},
         {},
     ),
     "too few rows to tell chance": (
@@ -393,6 +417,8 @@ def test_what_is_over_at_the_end_is_said() -> None:
     late: dict[str, Curve] = {
         "rewards/chosen": lambda t: 0.0 if t < 0.6 else t,
         "rewards/rejected": lambda t: 0.0,
+        "displacement/chosen": lambda t: 0.0 if t < 0.6 else 10 * t,
+        "displacement/rejected": lambda t: 0.0,
     }
     diagnoses = Diagnoses(families=[PAIRS], facts=FACTS)
     sequence(diagnoses, records(PAIRS, late))

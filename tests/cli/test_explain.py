@@ -76,6 +76,11 @@ def test_a_dpo_is_a_loss_and_a_verb() -> None:
     assert facts("clipped_value_loss", "loss")["paper"] == "https://arxiv.org/abs/1909.08593"
 
 
+def test_a_name_of_several_keys_is_all_of_them() -> None:
+    assert [one.name for one in explain("gamma")] == ["gamma", "loss.gamma"]
+    assert [one.name for one in explain("epsilon") if one.kind == "key"][-1] == "loss.epsilon"
+
+
 def test_keys_by_every_spelling() -> None:
     assert [one.name for one in explain("--beta")] == ["loss.beta"]
     assert explain("lr")[-1].what.startswith("lr of other tools is learning_rate here. Highest")

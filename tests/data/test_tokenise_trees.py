@@ -279,6 +279,7 @@ def test_rows_whose_responses_are_weighed_are_joined_only_at_one_weight() -> Non
     """A comparison brings its weight along; a label or a score has but that of its tree."""
     rows = [tree([1], [5, 6], row, weight=weight) for row, weight in ((1, 1.0), (2, 2.0), (3, 1.0))]
     assert len(group_by_prompt(rows)) == 1
+    assert [one.weight for one in group_by_prompt(rows, by_weight=True)] == [1.0, 2.0]
     for value in ({"labels": (True, False)}, {"scores": (2.0, 1.0)}):
         grouped = group_by_prompt([row._replace(**value) for row in rows])
         assert [(one.origin.row, one.weight) for one in grouped] == [(1, 1.0), (2, 2.0)]

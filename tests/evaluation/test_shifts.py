@@ -57,5 +57,6 @@ def test_length_leaves_ties_out() -> None:
     lengths = torch.tensor([5, 5, 5, 3]), torch.tensor([3, 3, 3, 3])
     found = by_length(chosen, rejected, *lengths)
     # The third pair has one reward, the fourth one length.
+    assert found["lengths/compared"].tolist() == [1.0, 1.0, 0.0, 0.0]
     assert found["lengths/chosen_longer"].tolist() == [1.0, 1.0]
     assert found["lengths/longer_rewarded"].tolist() == [1.0, 0.0]

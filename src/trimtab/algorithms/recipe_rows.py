@@ -165,6 +165,7 @@ class RecipeRows:
             train_trunk=recipe.nll_weight > 0 and recipe.nll_span == "prompt_and_completion",
             unpaired=self.spec.kind == "unpaired",
             group_by_prompt=recipe.group_by_prompt,
+            group_by_weight=recipe.nll_weight > 0,
         )
 
     def longest_text(self) -> int | None:

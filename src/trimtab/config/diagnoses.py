@@ -14,6 +14,8 @@ from trimtab.config.values import refuse
 HACKING = ("watched", "length", "variety", "entropy", "disagreement", "kl")
 SAMPLED = ("no_value", "impossible_kl")
 PREFERENCE = ("displacement", "stuck", "saturated", "small_beta", "below_chance", "by_length")
+# -log sigmoid(margin - target) with the logged margin: only of these is it known what is left.
+SATURATING = ("dpo", "simpo", "simpo_ratio", "cpo", "ln_dpo", "wpo", "wpo_clamped")
 REWARD_MODEL = ("at_chance", "too_good", "below_chance", "by_length")
 
 ON_POLICY = (*HACKING, *SAMPLED)

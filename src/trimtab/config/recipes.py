@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from trimtab.config.data_keys import DataKeys, DatasetSpec, Keys, LengthKeys, MixSpec
-from trimtab.config.diagnoses import PREFERENCE, check_names
+from trimtab.config.diagnoses import PREFERENCE, SATURATING, check_names
 from trimtab.config.keys import (
     AdapterKeys,
     BatchSize,
@@ -302,4 +302,10 @@ class PreferenceRecipe(LossKeys, TrainRecipe, LengthKeys):
                     f"{name}: is told where the reference is the policy at the start, and "
                     "would never be told here; remove it",
                 )
+        if "saturated" in self.stop_when and self.loss.name not in SATURATING:
+            conflict(
+                "stop_when",
+                f"saturated: is told of {', '.join(SATURATING)}, and would never be told of "
+                f"{self.loss.name}; remove it",
+            )
         return self

@@ -24,7 +24,7 @@ from safetensors.numpy import save as save_tensors
 from trimtab.data.store import TreeStore
 
 # Part of every key: raise it when the same rows become other trees, or the file layout changes.
-CODE_VERSION = 2
+CODE_VERSION = 3
 
 
 class Cached(NamedTuple):

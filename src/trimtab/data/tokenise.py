@@ -47,7 +47,7 @@ def tokenise_all(
     before = renderer.counts.copy()
     trees = _planted(examples, renderer, options, report)
     if options.group_by_prompt:
-        grouped = group_by_prompt(list(trees))
+        grouped = group_by_prompt(list(trees), by_weight=options.group_by_weight)
         report.trees = len(grouped)
         report.tokens = sum(tree.token_count for tree in grouped)
         report.trained = sum(tree.trained_count for tree in grouped)

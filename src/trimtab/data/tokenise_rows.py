@@ -64,6 +64,7 @@ class TokeniseOptions:
     stride              windows after the first train this many tokens and show earlier ones
     unpaired            preference rows get labels: chosen True, rejected False
     group_by_prompt     rows with the same prompt become one tree
+    group_by_weight     but only those of one weight: the likelihood of responses is trained, too
     scored              for reward models: nothing is trained, a row's comparisons share its weight
                         (and for classes where the language-model loss has no weight)
     classes             of labelled rows, in the order of their numbers
@@ -81,6 +82,7 @@ class TokeniseOptions:
     stride: int | None = None
     unpaired: bool = False
     group_by_prompt: bool = False
+    group_by_weight: bool = False
     scored: bool = False
     classes: tuple[ClassName, ...] = ()
     margins: Margins = "column"

@@ -208,18 +208,19 @@ def windows(
         begin, part = end, part + 1
 
 
-def group_by_prompt(trees: Sequence[TokenTree]) -> list[TokenTree]:
+def group_by_prompt(trees: Sequence[TokenTree], *, by_weight: bool = False) -> list[TokenTree]:
     """One tree for each distinct trunk, in the order of first appearance.
 
     A response that several rows have becomes one branch, and their comparisons point at it. Scores,
     labels and classes are kept when every row has them and equal responses agree; ranks are those
     of the scores then, since the ranks of different rows say nothing about each other. Comparisons
-    keep their rows' weights; where something else than comparisons is weighed, rows of one prompt
-    with different weights stay apart.
+    keep their rows' weights. Labels, scores and (``by_weight``) the likelihood of responses have
+    but the weight of their tree: rows with different ones then stay apart.
     """
     groups: dict[tuple[Branch, float | None], list[TokenTree]] = {}
     for tree in trees:
-        key = (tree.trunk, tree.weight if tree.scores or tree.labels else None)
+        weighed = by_weight or bool(tree.scores or tree.labels)
+        key = (tree.trunk, tree.weight if weighed else None)
         groups.setdefault(key, []).append(tree)
     return [group[0] if len(group) == 1 else _merge(group) for group in groups.values()]
 

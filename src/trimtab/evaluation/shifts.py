@@ -46,6 +46,8 @@ def by_length(
 ) -> dict[str, Tensor]:
     """Of pairs of unequal rewards and lengths: is the longer one chosen, is it rewarded more?
 
+    And, of all pairs, which are such: ``compared`` [P].
+
     The first is the data's share, the second the model's: one that goes by length has more of it
     than the data (Park et al. 2024, arXiv:2403.19159). Rewards and lengths are [P]; 0 or 1 each.
     """
@@ -53,6 +55,7 @@ def by_length(
     longer = (chosen_length > rejected_length)[told]
     above = (chosen > rejected)[told]
     return {
+        "lengths/compared": told.float(),
         "lengths/chosen_longer": longer.float(),
         "lengths/longer_rewarded": (longer == above).float(),
     }

@@ -15,7 +15,13 @@ from trimtab.errors import RecipeError
 
 # Last words of metrics that are better when they are smaller.
 SMALLER = ("loss", "perplexity", "bpb", "nll", "kl", "disagreement", "repetition")
-NEITHER = ("length",)  # and of those that are better at no end
+SMALLER += ("/elsewhere", "/both_fell")
+NEITHER = (
+    "length",
+    "/longer_rewarded",
+    "/chosen_longer",
+    "/compared",
+)  # and of those that are better at no end
 
 
 @dataclasses.dataclass

@@ -31,6 +31,9 @@ def check(folder: Path, rows: list[Any], **options: Any) -> Diagnosis:
     return diagnose(CheckOptions(files=[write(folder, rows)], **options))
 
 
+ANSWERS = (("assistant", "Yes, let us go."), ("assistant", "No, not today."))
+
+
 def lines(found: Diagnosis) -> dict[str, list[int]]:
     """Fault -> lines."""
     return {
@@ -115,6 +118,35 @@ def test_rows_of_several_files_are_one_set(tmp_path: Path) -> None:
     assert finding.rows[0].note == f"as {files[0]}:7"
 
 
+def test_what_is_beside_the_text_tells_rows_apart(tmp_path: Path) -> None:
+    """Tools change the prompt; scores are trained on; rewards read a prompt's other columns."""
+    user, yes, no = ([{"role": r, "content": c}] for r, c in (("user", "Go?"), *ANSWERS))
+    tools = [{"type": "function", "function": {"name": "go", "parameters": {}}}]
+    pair: dict[str, Any] = {"prompt": user, "chosen": yes, "rejected": no}
+    turned = {**pair, "chosen": no, "rejected": yes, "tools": tools}
+    assert lines(check(tmp_path, [pair, turned])) == {}
+    assert "contradictory-pair" in lines(check(tmp_path, [{**pair, "tools": tools}, turned]))
+    prompts = [{"prompt": "2 + 2 =", "solution": one} for one in ("4", "four", "4")]
+    assert lines(check(tmp_path, prompts)) == {"duplicate-row": [3]}
+    ranking: dict[str, Any] = {"prompt": "Go?", "responses": ["Yes, let us go.", "No, not today."]}
+    scored = [{**ranking, "scores": scores} for scores in ([0.9, 0.1], [0.5, 0.4], [0.9, 0.1])]
+    assert lines(check(tmp_path, scored))["duplicate-row"] == [3]
+
+
+def test_json_of_what_no_terminal_can_print(tmp_path: Path, capsys: Any) -> None:
+    role = {"role": "user", "content": "x", "\ud803": "\ud803"}
+    rows = [{"messages": [role, {"role": "assistant", "content": "y"}]}]
+    check_files(CheckOptions(files=[write(tmp_path, rows)], fail_on="never"), as_json=True)
+    assert json.loads(capsys.readouterr().out)["rows"] >= 0
+
+
+@pytest.mark.parametrize("options", [{"max_rows": 0}, {"max_rows": -1}, {"rows": -1}])
+def test_counts_below_nothing_are_refused(options: dict[str, int], tmp_path: Path) -> None:
+    files = [write(tmp_path, [{"text": "a"}])]
+    with pytest.raises(UsageError, match=r"--(max-)?rows -?\d: must be \d or more"):
+        diagnose(CheckOptions(files=files, **options))
+
+
 def test_conflicting_completions_are_no_fault(tmp_path: Path) -> None:
     rows = CLEAN["completion"]()
     rows.append({"prompt": rows[0]["prompt"], "completion": "None at all."})
@@ -126,6 +158,14 @@ def test_html_is_no_template(tmp_path: Path) -> None:
     rows[3]["completion"] = "Use <b>bold</b>, <s>not this</s> and a[INSTALL]; ## Instruction: none"
     rows[4]["completion"] = "Q: why?\n\nA: because. Note: ask the user: yes"
     assert lines(check(tmp_path, rows)) == {}
+
+
+def test_documents_may_have_words_that_look_like_tokens(tmp_path: Path) -> None:
+    text = [{"text": f"The <unk> game {number} was won by <unk> . </s>"} for number in range(3)]
+    assert lines(check(tmp_path, text)) == {}
+    found = check(tmp_path, [*text, {"text": "The <unk> [INST] game"}])
+    assert lines(found) == {"template-marker": [4]}
+    assert "[INST] in the text" in str(found.to_json())
 
 
 def test_label_noise_is_what_flips_would_break(tmp_path: Path) -> None:

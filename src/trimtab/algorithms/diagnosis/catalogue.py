@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from trimtab.algorithms.diagnosis import hacking, preference, reward_model, sampled
-from trimtab.config.diagnoses import FAMILIES
+from trimtab.config.diagnoses import FAMILIES, SATURATING
 
 
 class Described(NamedTuple):
@@ -129,19 +129,20 @@ CATALOGUE: dict[str, Described] = {
     ),
     "stuck": Described(
         "The loss stays where it was at the start: ln 2 = 0.693 for DPO.",
-        f"from {preference.EARLY:.0%} of the run on, the mean margin of the last eighth is within "
-        f"{preference.STILL} of 0, where the policy was its reference at the start",
+        f"from {preference.EARLY:.0%} of the run on, mean log p(chosen) and log p(rejected) of the "
+        f"last eighth are within {preference.STILL} nats a response of the reference's, which the "
+        "policy was at the start",
         "the policy still is its reference: sigmoid(0) = 1/2, a coin",
         "raise learning_rate (LoRA wants ten times that of all weights), train more steps, look "
         "with trimtab data inspect whether chosen and rejected differ within max_length",
-        "rewards/chosen, rewards/rejected, loss, grad_norm",
+        "displacement/chosen, displacement/rejected, loss, grad_norm",
         "arXiv:2305.18290",
     ),
     "saturated": Described(
         "Margins so wide that hardly any gradient is left.",
         f"the mean margin of recent training pairs is {preference.WIDE:g} or more and "
         f"{preference.SURE:.0%} of them are right: the loss weighs such a pair by sigmoid(-5) = "
-        "0.7 %",
+        "0.7 % (simpo: beyond gamma). Told of " + ", ".join(SATURATING),
         "these rows are learned, and with a difference of log-probs nothing says stop: what moves "
         "on is noise and displacement",
         "stop there, fewer epochs, a lower learning_rate, harder or more pairs, a loss with a "
@@ -180,7 +181,7 @@ CATALOGUE: dict[str, Described] = {
         "length",
         "balance the lengths of chosen and rejected responses; a loss that discounts length "
         "(r_dpo, ld_dpo, ln_dpo, simpo); with a reward model, reward_funcs=length beside it",
-        "lengths/longer_rewarded, lengths/chosen_longer",
+        "lengths/longer_rewarded, lengths/chosen_longer, lengths/compared",
         "arXiv:2403.19159",
     ),
     # ------------------------------------------------------------------ reward models

@@ -31,6 +31,8 @@ class Facts(NamedTuple):
     held_out: bool = False
     fresh_reference: bool = False
     beta: float | None = None
+    loss: str = ""
+    target: float = 0.0  # margin at which the loss of a pair is ln 2 (SimPO's gamma)
     learning_rate: float | None = None
     steps_per_rollout: int = 0
 

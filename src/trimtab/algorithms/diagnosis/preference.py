@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from trimtab.algorithms.diagnosis.history import Facts, Finding, History, Recent, done, recent
+from trimtab.config.diagnoses import SATURATING
 
 PER_TOKEN = 0.02  # nats: the perplexity of the chosen responses is 2 % up
 EARLY = 0.25  # of the run, warm-up (a tenth) included: what has not moved by then may be slow
-STILL = 0.02  # of a margin: the loss is within 1 % of ln 2
+STILL = 0.2  # nats of a response: with a beta of 0.1 the loss is within 1 % of ln 2
 WIDE, SURE = 5.0, 0.98  # sigmoid(-5) = 0.7 % of the gradient is left; and of nearly every pair
 NARROW = 1.0  # a margin at which over half of the first gradient is left, sigmoid(-1) = 0.27 of 0.5
 FAR, FAR_PER_TOKEN = 20.0, 0.5  # nats of a pair: odds have changed by e^20, a token's by 1.6
@@ -155,14 +156,17 @@ def _stuck(history: History, facts: Facts) -> Iterator[Finding]:
     if now is None or not facts.fresh_reference or done(history, facts) < EARLY:
         return
     gap, loss, start = _gap(now), now.mean("loss"), history.columns["loss"][0]
-    if not abs(gap) < STILL:
+    # Not the margin: losses scale it by anything from 0.01 to 1000.
+    moved = [abs(now.mean(f"displacement/{side}")) for side in ("chosen", "rejected")]
+    if not all(one < STILL for one in moved):
         return
     known = " (ln 2, as of a coin)" if abs(loss - math.log(2)) < 0.01 else ""
     norm = now.mean("grad_norm")
     yield history.finding(
         "stuck",
-        f"the loss is {loss:.4f}{known} and was {start:.4f} at the start, the margin is {gap:.2g}: "
-        f"after {history.step} steps the policy still is its reference; raise "
+        f"the loss is {loss:.4f}{known} and was {start:.4f} at the start, the margin is {gap:.2g}, "
+        f"no log-prob is further than {max(moved):.2g} nats a response from where it was: after "
+        f"{history.step} steps the policy still is its reference; raise "
         f"learning_rate{_rate(facts)} (a gradient norm of {norm:.2g} is there to be followed), "
         "train more steps, or look whether chosen and rejected differ (trimtab data inspect)",
         loss=loss,
@@ -176,16 +180,19 @@ def _saturated(history: History, facts: Facts) -> Iterator[Finding]:
     now = recent(history, facts)
     if now is None:
         return
+    if facts.loss not in SATURATING:
+        return
     gap, right = _gap(now), now.mean("rewards/accuracies")
-    if not (gap >= WIDE and right >= SURE):
+    beyond = gap - facts.target
+    if not (beyond >= WIDE and right >= SURE):
         return
     held_out = _last(history, "rewards/accuracies")
     said = "" if held_out is None else f" (held out: {held_out['rewards/accuracies']:.1%})"
     yield history.finding(
         "saturated",
         f"the margin of training pairs is {gap:.3g} and {right:.1%} of them are right{said}: the "
-        f"loss weighs such a pair by sigmoid(-{gap:.3g}) = {_sigmoid(-gap):.1g}, nothing is left "
-        "to learn from them and the rest drifts; stop here or at an earlier checkpoint, train "
+        f"loss weighs such a pair by sigmoid(-{beyond:.3g}) = {_sigmoid(-beyond):.1g}, nothing is "
+        "left to learn from them and the rest drifts; stop here or at an earlier checkpoint, train "
         f"fewer epochs, lower learning_rate{_rate(facts)}, or take a loss with a margin to aim at "
         "(loss=ipo, cdpo)",
         margin=gap,
@@ -247,20 +254,26 @@ def by_length(history: History, facts: Facts, reward: str) -> Iterator[Finding]:
     """One of two lengths gets the higher reward more often than it is the chosen one."""
     if done(history, facts) < EARLY:
         return
+    last = _last(history, "lengths/longer_rewarded") if facts.held_out else None
     if facts.held_out:
-        last = _last(history, "lengths/longer_rewarded")
         if last is None:
             return
         model, data = last["lengths/longer_rewarded"], last["lengths/chosen_longer"]
-        rows, where = last["pairs"], "held out"
+        rows, where = last["pairs"] * last.get("lengths/compared", 1.0), "held out"
     else:
         now = recent(history, facts)
         if now is None:
             return
         model, data = now.mean("lengths/longer_rewarded"), now.mean("lengths/chosen_longer")
-        rows, where = now.rows, "on training rows"
+        rows, where = now.rows * now.mean("lengths/compared"), "on training rows"
     side = 1.0 if model > 0.5 else -1.0
-    excess, error = side * (model - data), 0.5 / math.sqrt(rows)
+    # Of pairs that differ in length and reward alone; NaN where that is not known.
+    excess, error = side * (model - data), 0.5 / math.sqrt(rows) if rows else math.inf
+    if (
+        last is not None and "accuracy_ci95" in last
+    ):  # comparisons of one ranking are not independent
+        low, high = last["accuracy_ci95"]
+        error = max(error, (high - low) / 4)
     if not (excess >= BY_LENGTH and excess > ERRORS * error and abs(model - 0.5) >= ONE_SIDED):
         return
     longer, theirs, ours = ("longer", data, model) if side > 0 else ("shorter", 1 - data, 1 - model)

@@ -65,8 +65,11 @@ def _too_good(history: History, facts: Facts) -> Iterator[Finding]:
         return
     last = history.evaluations[-1] if facts.held_out else {}
     now = recent(history, facts)
-    longer = last.get("lengths/longer_rewarded") or (now and now.mean("lengths/longer_rewarded"))
-    hint = f" (the longer response wins in {longer:.0%} of the pairs)" if longer else ""
+    longer = last.get("lengths/longer_rewarded", math.nan)
+    if not facts.held_out and now is not None:
+        longer = now.mean("lengths/longer_rewarded")
+    known = not math.isnan(longer)
+    hint = f" (the longer response wins in {longer:.0%} of the pairs)" if known else ""
     yield history.finding(
         "too_good",
         f"accuracy {found.where} is {found.value:.1%} [{found.low:.1%}, {found.high:.1%}], and "

@@ -107,13 +107,16 @@ def facts_of(recipe: Any, stage: Any) -> Facts:
         fresh = "reference" in needs and not stage.references.named
     else:
         fresh = getattr(recipe, "ref_model_name_or_path", "") is None
-    beta = loss.parameters.get("beta") if loss is not None else None
+    known = {} if loss is None else loss.parameters
+    beta = known.get("beta")
     return Facts(
         total_steps=stage.total_steps,
         rows_per_step=recipe.rows_per_step,
         held_out=stage.held_out is not None,
         fresh_reference=fresh,
         beta=beta,
+        loss="" if loss is None else loss.name,
+        target=known.get("gamma", (beta or 0.0) * known.get("gamma_beta_ratio", 0.0)),
         learning_rate=recipe.learning_rate,
         steps_per_rollout=getattr(stage, "steps_per_rollout", 0),
     )

@@ -17,6 +17,6 @@ METRICS: tuple[Metric, ...] = (*OF_ROWS, *OF_ROLLOUTS)
 
 def metric_of(name: str) -> Metric | None:
     """The row of a logged name, held out or with its interval, too."""
-    plain = name.removeprefix("eval_").removesuffix("_ci95")
+    plain = name.removeprefix("eval_").removesuffix("_before").removesuffix("_ci95")
     exact = next((one for one in METRICS if one.name == plain), None)
     return exact or next((one for one in METRICS if one.matches(plain)), None)

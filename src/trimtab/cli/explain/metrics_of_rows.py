@@ -285,6 +285,15 @@ OF_ROWS: tuple[Metric, ...] = (
         "arXiv:2410.08847",
     ),
     Metric(
+        "lengths/compared",
+        "reward; " + _PAIRS,
+        "Pairs of unequal length and unequal reward, of which the other two lengths/ are shares.",
+        "mean of [|y_w| != |y_l| and r_w != r_l]",
+        "share",
+        "near 1",
+        "",
+    ),
+    Metric(
         "lengths/chosen_longer",
         "reward; " + _PAIRS,
         "The data: how often the longer response is the chosen one. Pairs of equal length or "

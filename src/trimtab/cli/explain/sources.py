@@ -241,7 +241,7 @@ def _entries(name: str) -> Iterator[Entry]:
             yield known[name]
         elif kind == "finding" and (dashed := name.replace("_", "-")) in known:
             yield known[dashed]
-        elif kind == "key":  # a hyper-parameter is given without its group, too
+        if kind == "key":  # a hyper-parameter is given without its group, too
             for path in (f"loss.{name}", f"mix.{name}"):
                 if path in known:
                     yield known[path]

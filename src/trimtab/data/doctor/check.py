@@ -129,6 +129,9 @@ def diagnose(options: CheckOptions) -> Diagnosis:
         raise UsageError("data check: no file; name one or more: trimtab data check rows.jsonl")
     if options.fail_on not in (*SEVERITIES, NEVER):
         raise UsageError(f"--fail-on {options.fail_on}: must be {', '.join(SEVERITIES)} or {NEVER}")
+    for name, value, least in (("max-rows", options.max_rows, 1), ("rows", options.rows, 0)):
+        if value is not None and value < least:
+            raise UsageError(f"--{name} {value}: must be {least} or more")
     ledger, table = Ledger(), Table()
     accounts = [SourceReport(path) for path in options.files]
     seen = _looked_at(_read(options, accounts, options.dataset_train_split, ledger, table), ledger)

@@ -19,6 +19,8 @@ _MARKER = re.compile(
     r"|\[/?(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS)\]|^### (?:Instruction|Response):",
     re.MULTILINE,
 )
+# What corpora of plain text have as words of their own (WikiText's <unk>).
+_PLAIN = ("<unk>", "<pad>", "<bos>", "<eos>", "<s>", "</s>")
 _SPEAKERS = r"(?:Human|Assistant|User)"
 # At the start of a line behind an empty one, as HH's text has its turns.
 _NEXT_TURN = re.compile(rf"\n\s*\n\s*({_SPEAKERS}):\s", re.IGNORECASE)
@@ -37,9 +39,12 @@ def template_marker(shape: Shape, example: Example) -> str | None:
     """Another template's markers, or special tokens, within the text."""
     for turn in shape.turns:
         if "<" in turn.content or "[" in turn.content or "###" in turn.content:
-            found = _MARKER.search(turn.content)
-            if found:
-                return f"{found.group().strip()} in {_who(turn)}"
+            for found in _MARKER.finditer(turn.content):
+                marker = found.group().strip()
+                if not shape.document:
+                    return f"{marker} in {_who(turn)}"
+                if marker not in _PLAIN:
+                    return f"{marker} in the text"
     return None
 
 

@@ -45,6 +45,8 @@ class Shape(NamedTuple):
     label     of the row as text; None: it has none
     messages  whether the row has messages, which a chat template renders
     document  whether it is text alone, which no template ever sees
+    tools     what the template shows of tools, as JSON; part of the prompt
+    beside    scores, and of a prompt the columns that rewards read, as JSON
     """
 
     prompt: Turns
@@ -53,6 +55,8 @@ class Shape(NamedTuple):
     label: str | None = None
     messages: bool = False
     document: bool = False
+    tools: str = ""
+    beside: str = ""
 
     @property
     def turns(self) -> Iterator[Turn]:
@@ -73,7 +77,7 @@ class Seen(NamedTuple):
 class Keys(NamedTuple):
     """Digests of 64 bits, unequal for different texts (among a million rows in all likelihood).
 
-    row        everything that is trained: prompt, responses, ranks, label
+    row        everything that is trained: prompt, responses, ranks, scores, label
     loose      the same but for spaces and case
     leak       prompt and responses, in any order, without ranks, but for spaces and case
     prompt     the prompt but for spaces and case; 0 without one
@@ -93,6 +97,19 @@ class Keys(NamedTuple):
 
 def shape_of(example: Example) -> Shape:
     """``example`` as a shape; a text with a label is a prompt, its answer is the label."""
+    beside: object = None
+    if isinstance(example, PromptExample):
+        beside = example.extras
+    elif isinstance(example, RankedExample):
+        beside = example.scores
+    return _text_of(example)._replace(tools=_as_json(example.tools), beside=_as_json(beside))
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str) if value else ""
+
+
+def _text_of(example: Example) -> Shape:
     match example:
         case TextExample():
             return Shape((), (_turns(example.text, "assistant"),), document=True)
@@ -135,15 +152,14 @@ def _turns(text: Text, role: str) -> Turns:
 
 
 def _rest(message: Message) -> str:
-    others = {key: value for key, value in message.items() if key not in ("role", "content")}
-    return json.dumps(others, sort_keys=True, default=str) if others else ""
+    return _as_json({k: v for k, v in message.items() if k not in ("role", "content")})
 
 
 def keys_of(shape: Shape) -> Keys:
     """The keys of a row."""
-    prompt = _digest_turns(shape.prompt)
+    prompt = _digest_prompt(shape)
     responses = tuple(_digest_turns(response) for response in shape.responses)
-    loose_prompt = _digest_turns(shape.prompt, loosened)
+    loose_prompt = _digest_prompt(shape, loosened)
     loose_responses = tuple(_digest_turns(response, loosened) for response in shape.responses)
     return Keys(
         row=_digest_row(shape, prompt, responses),
@@ -167,7 +183,8 @@ def _digest_row(shape: Shape, prompt: int, responses: Sequence[int]) -> int:
     ranks = shape.ranks or (0.0,) * len(responses)
     # In the order of the responses' digests: how a ranking is written down is not what it says.
     ordered = sorted(zip(responses, ranks_in_order(ranks), strict=True))
-    return _digest([prompt, *(part for pair in ordered for part in pair), shape.label or ""])
+    parts = (part for pair in ordered for part in pair)
+    return _digest([prompt, *parts, shape.label or "", shape.beside])
 
 
 def ranks_in_order(ranks: Sequence[float]) -> list[int]:
@@ -178,6 +195,11 @@ def ranks_in_order(ranks: Sequence[float]) -> list[int]:
 
 def _same(text: str) -> str:
     return text
+
+
+def _digest_prompt(shape: Shape, text: Callable[[str], str] = _same) -> int:
+    turns = _digest_turns(shape.prompt, text)
+    return _digest([turns, shape.tools]) if shape.tools else turns
 
 
 def _digest_turns(turns: Turns, text: Callable[[str], str] = _same) -> int:

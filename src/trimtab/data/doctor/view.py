@@ -23,7 +23,7 @@ _GIVE = {"held-out": "--against HELD_OUT", "model": "--model MODEL"}
 
 def print_json(found: Diagnosis, console: Console | None = None) -> None:
     """Print one JSON object."""
-    text = json.dumps(found.to_json(), ensure_ascii=False)
+    text = json.dumps(found.to_json())  # ASCII: a row may hold what no terminal can print
     if console is None:
         print(text)
     else:
