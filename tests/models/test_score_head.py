@@ -14,14 +14,12 @@ from tests import tiny_runs
 from transformers import AutoModelForSequenceClassification
 
 from trimtab.errors import CheckpointError, RecipeError
-from trimtab.errors import RecipeError
 from trimtab.models import load, lora
 from trimtab.models.attention import unwrap
+from trimtab.models.hub import is_scored, locate
 from trimtab.models.load import load_model
-from trimtab.models.hub import locate
 from trimtab.models.save import save_model, verify_saved
 from trimtab.models.score_head import ScoreHead, attach_head, head_of, without_output_head
-from trimtab.models.hub import is_scored
 from trimtab.models.scored import load_scored
 
 NAMES = ["llama", "qwen3", "gemma3_text", "gpt2"]
