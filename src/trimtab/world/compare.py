@@ -22,9 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from trimtab.errors import UsageError
 from trimtab.training.files import write_atomic
-from trimtab.world.command import exit_code, require_positive
+from trimtab.world.command import begin, exit_code, require_positive
 from trimtab.world.compare_report import Point, Run, charts, report
 from trimtab.world.corpus import held_out_requests, pretrain_documents
 from trimtab.world.demo_stages import PAIR_RATE, PASSES, on_policy, ptx
@@ -189,20 +188,7 @@ def _kept(path: Path, found: Run) -> Run:
 
 def compare(demo: Path, folder: Path, settings: Settings) -> None:
     """Run what is not done yet, one run after the other; then write tables, curves and charts."""
-    path = folder / "settings.json"
-    mine = {"demo": str(demo), **dataclasses.asdict(settings)}
-    if path.exists() and (old := json.loads(path.read_text())) != mine:
-        raise UsageError(
-            f"output_dir={folder}: holds a comparison with {old}; give the same options, or "
-            "another --output-dir"
-        )
-    for name in ("sft", "reward"):
-        if not (demo / name / "config.json").exists():
-            raise UsageError(
-                f"demo={demo}: has no model {name}; run trimtab demo, or name its folder"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(mine).encode())
+    begin("comparison", demo, folder, dataclasses.asdict(settings), models=("sft", "reward"))
     examiner = Examiner(demo, settings)
     sft = start(folder, examiner)
     runs: list[Run] = []

@@ -27,7 +27,7 @@ from trimtab.config.loss_schema import loss_schemas
 from trimtab.config.loss_sum import sum_schema
 from trimtab.errors import RunError, UsageError
 from trimtab.training.files import write_atomic
-from trimtab.world.command import exit_code, require_positive
+from trimtab.world.command import begin, exit_code, require_positive
 from trimtab.world.compare import Examiner
 from trimtab.world.compare import Settings as Examination
 from trimtab.world.compare_report import Point
@@ -226,19 +226,7 @@ def study(demo: Path, folder: Path, losses: Sequence[str], settings: Settings) -
     unknown = [name for name in losses if name not in STRENGTHS]
     if unknown:
         raise UsageError(f"--losses {unknown[0]}: no loss of this study; {', '.join(STRENGTHS)}")
-    path, mine = folder / "settings.json", {"demo": str(demo), **dataclasses.asdict(settings)}
-    if path.exists() and (old := json.loads(path.read_text())) != mine:
-        raise UsageError(
-            f"output_dir={folder}: holds a study with {old}; give the same options, or another "
-            "--output-dir"
-        )
-    for name in ("sft", "reward"):
-        if not (demo / name / "config.json").exists():
-            raise UsageError(
-                f"demo={demo}: has no model {name}; run trimtab demo, or name its folder"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(mine).encode())
+    begin("study", demo, folder, dataclasses.asdict(settings), models=("sft", "reward"))
     _score(demo, folder)
     work = Study(demo, folder, settings)
     sft = work.sft()

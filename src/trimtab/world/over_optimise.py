@@ -25,13 +25,12 @@ from typing import Any
 
 import trimtab
 from trimtab.algorithms.diagnosis.told import Diagnoses
-from trimtab.errors import UsageError
 from trimtab.report.charts import Axis, Point, Series, line_chart
 from trimtab.training import files
 from trimtab.training.metrics import read_metrics
 from trimtab.training.run_folder import finished_recipe
 from trimtab.world.calibrate import train
-from trimtab.world.command import exit_code, require_positive
+from trimtab.world.command import begin, exit_code, require_positive
 from trimtab.world.corpus import held_out_requests, kwise_rows, train_requests, write_jsonl
 
 GOLD = "eval_watch/gold/mean"
@@ -56,19 +55,7 @@ class Settings:
 
 def over_optimise(demo: Path, folder: Path, settings: Settings) -> dict[str, Any]:
     """Train the proxy and the policy, as far as that is not done; returns what curve.json holds."""
-    for name in ("pretrain", "sft"):
-        if not (demo / name / "config.json").exists():
-            raise UsageError(
-                f"demo={demo}: has no model {name}; run trimtab demo, or name its folder"
-            )
-    path, mine = folder / "settings.json", {"demo": str(demo), **dataclasses.asdict(settings)}
-    if path.exists() and (old := json.loads(path.read_text())) != mine:
-        raise UsageError(
-            f"output_dir={folder}: holds a run with {old}; give the same options, or another "
-            "--output-dir"
-        )
-    files.make_folder(folder)
-    files.write_atomic(path, (json.dumps(mine, indent=1) + "\n").encode())
+    begin("run", demo, folder, dataclasses.asdict(settings), models=("pretrain", "sft"))
     if finished_recipe(folder / "reward" / "model") is None:
         train(
             demo / "pretrain",

@@ -28,13 +28,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from trimtab.errors import UsageError
 from trimtab.evaluation.statistics import cluster_bootstrap, clustered_share
 from trimtab.rewards.reward_model import RewardModel
 from trimtab.training.files import write_atomic
 from trimtab.world.annotators import rank_stories
 from trimtab.world.calibrate import Tally, own_stories, rewards, tally, train
-from trimtab.world.command import exit_code, require_positive
+from trimtab.world.command import begin, exit_code, require_positive
 from trimtab.world.corpus import (
     PreferenceRow,
     RankedRow,
@@ -308,20 +307,7 @@ def report(
 
 def study(demo: Path, folder: Path, settings: Settings) -> None:
     """Run what is not done yet, one seed after the other; then write study.md and study.json."""
-    path = folder / "settings.json"
-    mine = {"demo": str(demo), **dataclasses.asdict(settings)}
-    if path.exists() and (old := json.loads(path.read_text())) != mine:
-        raise UsageError(
-            f"output_dir={folder}: holds a study with {old}; give the same options, or another "
-            "--output-dir"
-        )
-    for name in ("pretrain", "sft"):
-        if not (demo / name / "config.json").exists():
-            raise UsageError(
-                f"demo={demo}: has no model {name}; run trimtab demo, or name its folder"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(mine).encode())
+    begin("study", demo, folder, dataclasses.asdict(settings), models=("pretrain", "sft"))
     judged_by = held_out(demo, folder, settings.requests)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
     for seed, name in itertools.product(range(settings.seeds), ARMS):
