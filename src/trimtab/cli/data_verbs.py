@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from cyclopts import App, Group, Parameter
+from cyclopts import Parameter
 
 from trimtab.data.rows import Kind
 
 Columns = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)]
 Model = Annotated[str | None, Parameter(name=["--model", "--model-name-or-path"])]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
-
-
-def data_app(group: Group) -> App:
-    """The verb ``data`` with its commands."""
-    data = App(name="data", help="Look at data before training on it.", group=group)
-    data.command(inspect)
-    data.command(check)
-    return data
 
 
 def inspect(

@@ -1,0 +1,56 @@
+"""The verbs that are not training: a function each, whose parameters are its options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+from cyclopts import App, Group, Parameter
+
+from trimtab.cli.data_verbs import check, inspect
+from trimtab.cli.demo_verb import demo
+from trimtab.cli.evaluate_verb import evaluate
+from trimtab.cli.explain.command import explain
+from trimtab.cli.sample_verb import sample
+from trimtab.cli.score_verb import score
+
+Verb = Callable[..., int]
+
+
+def _verify_loss(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]) -> int:
+    from trimtab.cli.verify_loss import verify_loss
+
+    return verify_loss(tokens)
+
+
+TOOLS: dict[str, Verb | dict[str, Verb]] = {
+    "data": {"inspect": inspect, "check": check},
+    "demo": demo,
+    "evaluate": evaluate,
+    "explain": explain,
+    "sample": sample,
+    "score": score,
+    "verify-loss": _verify_loss,
+}
+_HELP = {
+    "data": "Look at data before training on it.",
+    "verify-loss": "Put a preference loss on the bench: a built-in one, or FILE.py:FUNCTION.",
+}
+# Whose options cyclopts does not know: a loss's hyper-parameters, and their own --help.
+_RAW = {"verify-loss"}
+
+
+def add_tools(app: App, group: Group) -> None:
+    """Give ``app`` every tool, in alphabetical order."""
+    for name, verb in sorted(TOOLS.items()):
+        if isinstance(verb, dict):
+            commands = App(name=name, help=_HELP[name], group=group)
+            for command, function in verb.items():
+                commands.command(function, name=command)
+            app.command(commands)
+        elif name in _RAW:
+            raw = App(name=name, help=_HELP.get(name), help_flags=[], version_flags=[], group=group)
+            raw.default(verb)
+            app.command(raw)
+        else:
+            app.command(verb, name=name, group=group)
