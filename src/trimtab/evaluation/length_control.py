@@ -40,8 +40,8 @@ def length_terms(difference: ArrayLike) -> Floats:
 def controlled_rates(wins: ArrayLike, terms: ArrayLike, weights: ArrayLike) -> Floats:
     """[B] sigmoid(theta) of fits to the same n comparisons under B sets of weights [B, n].
 
-    ``wins`` [n] are shares won, a tie one half; ``terms`` [n] as ``length_terms`` gives them. Newton
-    steps on two parameters, halved where they overshoot.
+    ``wins`` [n] are shares won, a tie one half; ``terms`` [n] as ``length_terms`` gives them.
+    Newton steps on two parameters, none longer than 2.
     """
     y, x = np.asarray(wins, dtype=np.float64), np.asarray(terms, dtype=np.float64)
     w = np.atleast_2d(np.asarray(weights, dtype=np.float64))
