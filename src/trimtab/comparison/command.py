@@ -80,17 +80,22 @@ class _Comparison:
         files.make_folder(self.plan.folder)
         state = self.plan.folder / STATE
         spent = json.loads(state.read_text())["seconds"] if state.exists() else 0.0
-        whole = False
+        # At once, too: a folder that a kill left is known as a comparison's.
+        self._remember(state, spent)
         try:
             whole = self._cells()
         finally:
-            now = {"seconds": spent + time.perf_counter() - self.began, "command": self.command}
-            files.write_atomic(state, (json.dumps(now) + "\n").encode())
+            seconds = spent + time.perf_counter() - self.began
+            self._remember(state, seconds)
         if not whole:
             self._say("stopped; the same command goes on from there")
             return 130
-        self._write(now["seconds"])
+        self._write(seconds)
         return 1 if self.failed else 0
+
+    def _remember(self, state: Path, seconds: float) -> None:
+        now = {"seconds": round(seconds, 1), "command": self.command}
+        files.write_atomic(state, (json.dumps(now) + "\n").encode())
 
     def _say(self, text: str) -> None:
         if not self.read.control.quiet:

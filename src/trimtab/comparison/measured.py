@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,5 +119,5 @@ def _run(plan: Plan, cell: Cell, at: int) -> str:
     """Where the model of a point is, or was: relative to the comparison's folder, or the base."""
     if cell.kind != "run":
         return plan.recipe.model_name_or_path
-    folder = f"runs/{cell.folder}"
+    folder = Path(os.path.relpath(plan.run_folder(cell), plan.folder)).as_posix()
     return folder if at == max(cell.examined) else f"{folder}/checkpoint-{at}"

@@ -111,22 +111,36 @@ class Plan:
     examination: Mapping[str, Any]
     notes: tuple[str, ...]
 
+    @property
+    def parts(self) -> Path:
+        """Folder of runs and examinations, which several comparisons can share."""
+        return parts_of(self.recipe)
+
     def place(self, key: str) -> Path:
         """The file of an examination."""
-        return self.folder / "examinations" / f"{key}.json"
+        return self.parts / "examinations" / f"{key}.json"
 
     def run_folder(self, cell: Cell) -> Path:
         """Where a cell trains."""
-        return self.folder / "runs" / cell.folder
+        return self.parts / "runs" / cell.folder
 
 
-def make_plan(read: Read, rates: Mapping[str, Rate] | None = None) -> Plan:
+def parts_of(recipe: CompareRecipe) -> Path:
+    """Where runs and examinations lie."""
+    folder = recipe.parts_dir or recipe.output_dir
+    assert folder is not None, "reading a recipe gives it a folder"
+    return Path(folder)
+
+
+def make_plan(
+    read: Read, rates: Mapping[str, Rate] | None = None, digests: Digests | None = None
+) -> Plan:
     """Resolve every cell. RecipeError or DataError for whatever can be known to be wrong.
 
     A budget in tokens or seconds wants ``rates`` by method label (``rate_name``); without them the
     plan has a pilot for each instead of runs.
     """
-    return _Planner(read, rates).plan()
+    return _Planner(read, rates, digests or Digests()).plan()
 
 
 def rate_name(cell: Cell) -> str:
@@ -135,11 +149,11 @@ def rate_name(cell: Cell) -> str:
 
 
 class _Planner:
-    def __init__(self, read: Read, rates: Mapping[str, Rate] | None) -> None:
+    def __init__(self, read: Read, rates: Mapping[str, Rate] | None, digests: Digests) -> None:
         self.read = read
         self.recipe = read.recipe
         self.rates = rates
-        self.digests = Digests()
+        self.digests = digests
         self.notes: list[str] = []
         assert self.recipe.output_dir is not None
         self.folder = Path(self.recipe.output_dir)
@@ -362,8 +376,8 @@ class _Planner:
             "seed": seed,
             "eval_steps": None,
             "sample_prompts": 0,
-            "cache_dir": r.cache_dir or str(self.folder / "cache"),
-            "output_dir": str(self.folder / "runs" / "unnamed"),
+            "cache_dir": r.cache_dir or str(parts_of(r) / "cache"),
+            "output_dir": str(parts_of(r) / "runs" / "unnamed"),
         }
 
         def at(prefix: str) -> Callable[[str], str]:

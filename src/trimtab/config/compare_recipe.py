@@ -171,8 +171,13 @@ class CompareRecipe(JudgeSpec):
     output_dir: Location | None = Field(
         default=None, description="Folder of the comparison; null: runs/compare-NAME."
     )
+    parts_dir: Location | None = Field(
+        default=None,
+        description="Runs and examinations; comparisons with the same one share what they have in "
+        "common. null: output_dir.",
+    )
     cache_dir: Location | None = Field(
-        default=None, description="Tokenised rows and log-probs; null: cache in output_dir."
+        default=None, description="Tokenised rows and log-probs; null: cache in parts_dir."
     )
 
     @model_validator(mode="before")
