@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from tests.faults.crash import needs_fork, quiet_fork
 
-import trimtab.algorithms.run
 from trimtab.cli import main
 from trimtab.comparison import work
 from trimtab.comparison.plan import make_plan
 from trimtab.comparison.recipe import read_recipe
 from trimtab.config.compare_recipe import CompareRecipe
+from trimtab.training.loop import Loop
 
 CONTRACT = {
     *("kind", "version", "name", "command", "seconds", "environment", "recipe", "budget", "judge"),
@@ -102,7 +102,7 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(
         """Run it in a child that is killed once ``count`` is ``most``."""
         child = os.fork()
         if child == 0:
-            keep, after_step = work._keep, trimtab.training.loop.Loop._after_step
+            keep, after_step = work._keep, Loop._after_step
 
             def check(*_: Any) -> None:
                 if count() >= most:
@@ -117,7 +117,7 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(
                 after_step(self)
 
             monkeypatch.setattr(work, "_keep", kept)
-            monkeypatch.setattr(trimtab.training.loop.Loop, "_after_step", stepped)
+            monkeypatch.setattr(Loop, "_after_step", stepped)
             os._exit(main(["compare", str(recipe), "--output-dir", str(hit), "--quiet"]))
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status)

@@ -1,4 +1,4 @@
-"""Every comparison that ships is whole: each of its cells is a valid recipe, and fits the budget."""
+"""Every comparison that ships is whole: each cell is a valid recipe, and fits the budget."""
 
 from __future__ import annotations
 
