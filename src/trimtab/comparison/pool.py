@@ -1,7 +1,8 @@
 """Cells in parallel: so many processes, one thread each, that die with the one that started them.
 
-The parent hands out one cell at a time and is told how it ended. Ctrl-C reaches the parent alone (workers have a process group of their own), which passes it on once: a training
-run then ends its step, saves and stops.
+The parent hands out one cell at a time and is told how it ended. Ctrl-C reaches the parent alone
+(workers have a process group of their own), which passes it on once: a training run then ends its
+step, saves and stops.
 """
 
 from __future__ import annotations
