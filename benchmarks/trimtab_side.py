@@ -26,7 +26,7 @@ def common_keys(job: dict[str, Any]) -> dict[str, Any]:
         "cache_dir": str(Path(job["scratch"]) / "cache"),
         "precision": job["arm"]["precision"],
         "threads": job["threads"],
-        "device": "cpu",
+        "device": job["device"],
         "max_steps": job["steps"],
         "per_device_train_batch_size": job["batch"],
         "token_budget": job["token_budget"],
@@ -113,6 +113,8 @@ def main() -> None:
     from trimtab.training.metrics import read_metrics
 
     recorder.imported()
+    if job["device"] == "cuda":
+        recorder.accelerator = torch.cuda
     loops: list[Any] = []
     instrument(recorder, loops)
     keys = recipe_keys(job)
