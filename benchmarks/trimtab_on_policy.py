@@ -150,7 +150,8 @@ def main() -> None:
             "log": [{"loss": r["loss"]} for r in records[: job["passes"]]],
             "settings": {k: v for k, v in keys.items() if k not in hidden},
             "threads": torch.get_num_threads(),
-            "versions": {n: version(n) for n in ("trimtab", "torch", "transformers")},
+            "versions": {"trimtab": __version__}
+            | {n: version(n) for n in ("torch", "transformers")},
         }
     )
 

@@ -108,6 +108,7 @@ def main() -> None:
 
     import torch
 
+    from trimtab import __version__
     from trimtab.algorithms.run import train
     from trimtab.config.resolve import recipe_from_kwargs
     from trimtab.training.metrics import read_metrics
@@ -133,7 +134,8 @@ def main() -> None:
             # Paths are those of the scratch folder, and say nothing.
             "settings": {k: v for k, v in keys.items() if k not in PATHS},
             "threads": torch.get_num_threads(),
-            "versions": {n: version(n) for n in ("trimtab", "torch", "transformers", "peft")},
+            "versions": {"trimtab": __version__}
+            | {n: version(n) for n in ("torch", "transformers", "peft")},
         }
     )
 
