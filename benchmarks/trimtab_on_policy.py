@@ -127,6 +127,7 @@ def main() -> None:
 
     import torch
 
+    from trimtab import __version__
     from trimtab.algorithms.run import train
     from trimtab.config.resolve import recipe_from_kwargs
     from trimtab.training.metrics import read_metrics
