@@ -1,8 +1,8 @@
 """Cells in parallel: so many processes, one thread each, that die with the one that started them.
 
-The parent hands out one cell at a time, the longest first, and is told how it ended. Ctrl-C reaches
-the parent alone (workers have a process group of their own), which passes it on once: a training
-run then ends its step, saves and stops.
+The parent hands out one cell at a time and is told how it ended. Ctrl-C reaches the parent alone
+(workers have a process group of their own), which passes it on once: a training run then ends its
+step, saves and stops.
 """
 
 from __future__ import annotations
@@ -37,8 +37,13 @@ class Outcome:
 def run_cells(
     plan: Plan, cells: Sequence[Cell], jobs: int, told: Callable[[Outcome], None]
 ) -> bool:
-    """Do all cells; ``told`` hears of each as it ends. False where Ctrl-C stopped it."""
-    order = sorted(cells, key=lambda cell: -cell.cost)
+    """Do all cells; ``told`` hears of each as it ends. False where Ctrl-C stopped it.
+
+    Seed by seed: what is there when it is stopped is then whole for the first ones. The longest of
+    a seed first, so that no long one is left for the end.
+    """
+    seeds = plan.recipe.seeds
+    order = sorted(cells, key=lambda cell: (seeds.index(cell.seed), -cell.cost))
     if jobs == 1 or len(order) <= 1:
         return _here(plan, order, told)
     return _Pool(plan, order, min(jobs, len(order)), told).run()

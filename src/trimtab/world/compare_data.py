@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import UsageError
+from trimtab.training.files import remove_tree
 from trimtab.training.run_folder import finished_recipe
 from trimtab.world.annotators import rank_stories
 from trimtab.world.command import begin, exit_code, require_positive
@@ -50,7 +51,7 @@ NOISES = (0.0, 0.2, 0.8)  # the demo's annotator has 0.05
 class Settings:
     """How many rows there are of what is held out."""
 
-    requests: int = 192
+    requests: int = 160
     documents: int = 64
     seed: int = 0
 
@@ -150,6 +151,8 @@ def _kind(
         )
         if run.interrupted:
             raise KeyboardInterrupt
+        for checkpoint in place.glob("checkpoint-*"):  # nobody goes on from there
+            remove_tree(checkpoint)
     print(f"{name}: {path}, {folder}/pairs-{name}.jsonl, {place}", flush=True)
 
 
