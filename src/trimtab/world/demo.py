@@ -302,7 +302,7 @@ What to run next:
       what the preference stages saw, token by token
   trimtab dpo --model-name-or-path {ladder / "sft"} --dataset-name my_pairs.jsonl
       the same on your own pairs: rows with prompt, chosen and rejected
-  python -m trimtab.world.compare --demo {ladder}
-      ppo, grpo, rloo and dpo from the sft model, compared at equal KL (nine minutes)
+  trimtab compare recipes/compare/tiny.yaml --jobs 2
+      ppo, dpo and the best of n from runs/demo/sft, compared (two minutes); docs/comparison.md
   trimtab dpo --help
       every key; recipes/tiny has small recipes, docs/smollm2.md aligns a real model"""
