@@ -219,6 +219,14 @@ def test_keys_know_what_results_depend_on(recipe: Path, inputs: Path, tmp_path: 
     assert keys("--kl-levels", "1,2", "--keep-checkpoints", "true") == own
 
 
+def test_recipes_of_other_verbs_are_refused(recipe: Path) -> None:
+    recipe.write_text("verb: dpo\n" + recipe.read_text())
+    with pytest.raises(ValueError, match=r"this recipe is for trimtab dpo \(.*small.yaml:1\)"):
+        read_recipe([str(recipe)])
+    recipe.write_text(recipe.read_text().replace("verb: dpo", "verb: compare", 1))
+    assert read_recipe([str(recipe)]).recipe.title == "small"
+
+
 def test_a_budget_of_tokens_is_measured_first(recipe: Path, tmp_path: Path) -> None:
     """Steps of each method as their first steps take tokens; a second start measures nothing."""
     more = ["--budget.unit", "tokens", "--budget.amount", "1000", "--methods.grpo", "{verb: dpo}"]

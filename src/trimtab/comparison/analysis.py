@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.comparison.measured import Measured, Setting
+from trimtab.comparison.measured import OWN_PROXY, Measured, Setting
 from trimtab.config.compare_recipe import BASE
 from trimtab.evaluation.crossed import Resamples, holm, interval, two_sided_p, value_at
 from trimtab.evaluation.length_control import controlled_rates, length_terms
@@ -26,7 +25,6 @@ Floats = NDArray[np.float64]
 RESAMPLES = 4000
 CONTROLLED = 500  # resamples of the length-controlled win rate, each of them a fit
 LEVEL = 0.05
-OWN = ("gold", "proxy", "kl", "length", "ended")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class AtKl:
-    """Gold of the methods that get as far as a KL, and the differences of every two."""
+    """Gold within a KL of the methods that went so far, and the differences of every two."""
 
     level: float
     gold: Mapping[str, Interval]
@@ -191,8 +189,8 @@ class Analysis:
         for level in sorted(levels):
             curves = {
                 name: found
-                for name, frontier in self.frontiers.items()
-                if (found := self._gold_at(frontier, level)) is not None
+                for name in self.frontiers
+                if (found := self._gold_at(name, level)) is not None
             }
             gold = {
                 name: interval(mean, resampled, self.base.cells("gold").size)
@@ -212,24 +210,25 @@ class Analysis:
             if gold
         ]
 
-    def _gold_at(self, frontier: Sequence[Setting], level: float) -> tuple[float, Floats] | None:
-        """Gold along a frontier where its KL is ``level``; None where it surely gets there never.
+    def _gold_at(self, name: str, level: float) -> tuple[float, Floats] | None:
+        """Gold along a method's frontier within a KL; None where the method never went so far.
 
-        With the lower end of its last point's KL below the level, resamples that reach it would be
-        a choice.
+        Beyond the frontier's last point nothing was better, and its gold is what stays. Whether a
+        method went so far is asked of all its checkpoints, by the lower end of their KL.
         """
-        if not any(self.of(one, "kl").low >= level for one in frontier):
+        every = self.measured.methods[name]
+        if not any(self.of(one, "kl").low >= level for one in every):
             return None
-        points = [self.base, *frontier]
+        points = [self.base, *self.frontiers[name]]
         kl, gold = (
-            np.stack([self.draws.mean(one.cells(name)) for one in points], axis=1)
-            for name in ("kl", "gold")
+            np.stack([self.draws.mean(one.cells(column)) for one in points], axis=1)
+            for column in ("kl", "gold")
         )
-        means = [
-            np.array([[float(one.cells(name).mean()) for one in points]]) for name in ("kl", "gold")
-        ]
-        mean = float(value_at(means[0], means[1], level)[0])
-        return None if math.isnan(mean) else (mean, value_at(kl, gold, level))
+        mean_kl, mean_gold = (
+            np.array([[float(one.cells(column).mean()) for one in points]])
+            for column in ("kl", "gold")
+        )
+        return float(_within(mean_kl, mean_gold, level)[0]), _within(kl, gold, level)
 
     # ------------------------------------------------------------------ over-optimisation
 
@@ -240,7 +239,7 @@ class Analysis:
         for own in self.measured.methods.values():
             runs: dict[str, list[Setting]] = {}
             for one in own:
-                if one.step and one.has("proxy"):
+                if one.step and (one.has("proxy") or one.has(OWN_PROXY)):
                     runs.setdefault(one.label, []).append(one)
             for run in runs.values():
                 last = max(run, key=lambda one: one.step)
@@ -250,7 +249,8 @@ class Analysis:
                 fall = last.cells("gold") - peak.cells("gold")
                 resampled = self.draws.mean(fall)
                 gold = interval(float(fall.mean()), resampled, fall.size)
-                found.append((last, peak, gold, self.gain(last, peak, "proxy")))
+                proxy = "proxy" if last.has("proxy") else OWN_PROXY
+                found.append((last, peak, gold, self.gain(last, peak, proxy)))
                 p.append(two_sided_p(gold.mean, resampled))
         every = zip(found, holm(p), strict=True)
         return [
@@ -258,6 +258,12 @@ class Analysis:
             for one, adjusted in every
             if adjusted < LEVEL and one[2].high < 0 < one[3].low
         ]
+
+
+def _within(kl: Floats, gold: Floats, level: float) -> Floats:
+    """[B] gold of frontiers [B, C] where they first reach a KL, or at their end."""
+    found = value_at(kl, gold, level)
+    return np.where(np.isnan(found), gold[:, -1], found)
 
 
 def won(mine: Floats, theirs: Floats) -> Floats:

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.comparison import work
-from trimtab.comparison.plan import Cell, Plan, label_of
+from trimtab.comparison.plan import Cell, Plan, label_of, proxy_of
 from trimtab.config.compare_recipe import BASE
 
 Floats = NDArray[np.float64]
 PARTS = ("choose", "examine")
+OWN_PROXY = "own_proxy"  # the column of a method with a reward of its own, on a scale of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +86,11 @@ def gather(plan: Plan) -> Measured | None:
 
 def _setting(plan: Plan, cells: list[Cell], at: int) -> Setting:
     records = [work.read(plan, cell, at) for cell in cells]
-    names = [name for name, values in records[0]["examine"].items() if values is not None]
+    names: list[str] = [name for name, values in records[0]["examine"].items() if values]
+    own: dict[str, str] = {"proxy": OWN_PROXY} if cells[0].proxy != proxy_of(plan.recipe) else {}
     columns = {
         part: {
-            name: np.array([record[part][name] for record in records], dtype=np.float64)
+            own.get(name, name): np.array([record[part][name] for record in records], np.float64)
             for name in names
         }
         for part in PARTS

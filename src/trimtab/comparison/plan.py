@@ -125,6 +125,15 @@ class Plan:
         return self.parts / "runs" / cell.folder
 
 
+def proxy_of(recipe: CompareRecipe) -> JudgeSpec:
+    """What on-policy methods are trained on, unless they have a reward of their own."""
+    return JudgeSpec(
+        reward_model=recipe.reward_model,
+        reward_funcs=recipe.reward_funcs,
+        reward_weights=recipe.reward_weights,
+    )
+
+
 def parts_of(recipe: CompareRecipe) -> Path:
     """Where runs and examinations lie."""
     folder = recipe.parts_dir or recipe.output_dir
@@ -157,11 +166,7 @@ class _Planner:
         self.notes: list[str] = []
         assert self.recipe.output_dir is not None
         self.folder = Path(self.recipe.output_dir)
-        self.proxy = JudgeSpec(
-            reward_model=self.recipe.reward_model,
-            reward_funcs=self.recipe.reward_funcs,
-            reward_weights=self.recipe.reward_weights,
-        )
+        self.proxy = proxy_of(self.recipe)
 
     def plan(self) -> Plan:
         """Cells of all methods, the model at the start before them."""

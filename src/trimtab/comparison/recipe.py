@@ -21,6 +21,7 @@ from trimtab.config.values import as_mapping
 from trimtab.config.yaml_text import parse, read_file
 from trimtab.errors import RecipeError
 
+VERB = "compare"
 CONTROLS = {
     "jobs": "Cells that are trained at a time, each a process of one thread (default 1).",
     "dry_run": "Resolve every run, say what would be done and what is there already; train "
@@ -71,6 +72,11 @@ def read_recipe(tokens: Sequence[str]) -> Read:
             raise RecipeError(f"{file}: is not a recipe: no 'key: value' lines at its top level")
         places = {key: f"{file}:{line}" for key, line in text.lines.items()}
         values.setdefault("name", Path(file).stem)
+        if (verb := values.pop("verb", VERB)) != VERB:
+            raise RecipeError(
+                f"verb: this recipe is for trimtab {verb} ({places['verb']}), and the command is "
+                f"trimtab {VERB}"
+            )
     for path, word in given.items():
         _put(values, path, parse(word, COMMAND_LINE).value)
         places = {k: v for k, v in places.items() if not k.startswith(f"{path}.")}

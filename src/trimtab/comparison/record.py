@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trimtab.comparison.analysis import Analysis
-from trimtab.comparison.measured import Setting
-from trimtab.comparison.plan import Plan
+from trimtab.comparison.measured import OWN_PROXY, Setting
+from trimtab.comparison.plan import Plan, proxy_of
 from trimtab.config.compare_recipe import BASE, JudgeSpec
 from trimtab.config.on_policy_recipe import OnPolicyRecipe
 from trimtab.intervals import Interval
@@ -35,10 +35,7 @@ def judge_name(spec: JudgeSpec) -> str:
 
 def proxy_name(plan: Plan) -> str | None:
     """What the on-policy methods were trained on; None where there is no such thing."""
-    r = plan.recipe
-    spec = JudgeSpec(
-        reward_model=r.reward_model, reward_funcs=r.reward_funcs, reward_weights=r.reward_weights
-    )
+    spec = proxy_of(plan.recipe)
     return judge_name(spec) if spec.count else None
 
 
@@ -164,10 +161,16 @@ def _worth(analysis: Analysis, one: Setting) -> Json:
     return {
         "gold": _interval(analysis.of(one, "gold")),
         "proxy": _interval(analysis.of(one, "proxy")) if one.has("proxy") else None,
+        **_own_proxy(one, lambda name: analysis.of(one, name)),
         "length": _interval(analysis.of(one, "length")),
         "end_rate": _interval(analysis.of(one, "ended")),
         "text_loss": _interval(analysis.text_loss(one)),
     }
+
+
+def _own_proxy(one: Setting, of: Callable[[str], Interval]) -> Json:
+    """The reward that a method had of its own, which is on no axis with the proxy's."""
+    return {OWN_PROXY: _interval(of(OWN_PROXY))} if one.has(OWN_PROXY) else {}
 
 
 def _over_seeds(analysis: Analysis, one: Setting) -> Json:
@@ -192,6 +195,7 @@ def _point(analysis: Analysis, one: Setting, place: int) -> Json:
         "run": one.runs[place],
         "gold": _interval(analysis.of_seed(one, "gold", place)),
         "proxy": _interval(analysis.of_seed(one, "proxy", place)) if one.has("proxy") else None,
+        **_own_proxy(one, lambda name: analysis.of_seed(one, name, place)),
         "kl": _interval(analysis.of_seed(one, "kl", place)),
         "length": _interval(analysis.of_seed(one, "length", place)),
         "end_rate": _interval(analysis.of_seed(one, "ended", place)),

@@ -43,7 +43,7 @@ def markdown(plan: Plan, analysis: Analysis, said: dict[str, Any]) -> str:
         *_wins(analysis),
     ]
     if any(level.gold for level in analysis.at_kl):
-        lines += ["", "## At equal KL", "", *_levels(analysis)]
+        lines += ["", "## Within the same KL", "", *_levels(analysis)]
     lines += ["", "## Every setting", "", *_every(analysis), ""]
     for what, names in (("failed", said["failed"]), ("left out", analysis.measured.left_out)):
         if names:
@@ -111,7 +111,7 @@ def _levels(analysis: Analysis) -> list[str]:
         lines.append(row([f"{level.level:g}", *cells]))
     lines += [
         "",
-        "A dash: the method does not get so far, or not for sure. What differs there:",
+        "Along the frontiers. A dash: no checkpoint surely went so far. What differs:",
         "",
     ]
     found = [

@@ -1,7 +1,7 @@
 """What a comparison says in sentences: only what the intervals support, the most important first.
 
-"Better" and "worse" are win rates that differ from one half, and "ahead" is a difference at equal
-KL, both after Holm's correction for all comparisons of the kind. Where nothing differs, it says so.
+To beat is a win rate that differs from one half, and to be ahead a difference within the same KL,
+both after Holm's correction for all comparisons of the kind. Where nothing differs, it says so.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _equal_kl(analysis: Analysis) -> list[str]:
         parts = [f"it is ahead of {listed(ahead_of)}"] if ahead_of else []
         parts += [f"{'' if parts else 'it '}cannot be told from {listed(same)}"] if same else []
         found.append(
-            f"At a KL of {level.level:g} nats {best} has the highest reward, "
+            f"Within a KL of {level.level:g} nats {best} has the highest reward, "
             f"{told(level.gold[best])}; {' and '.join(parts)}."
         )
     return found
