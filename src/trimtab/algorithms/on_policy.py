@@ -133,6 +133,13 @@ class OnPolicy(Stage):
         """The first rollout, which the first step then trains on."""
         return iter(self._experience(0, 0).trees)
 
+    def example(self, steps: int) -> TokenTree | None:
+        """The first prompt of the last rollout, with its responses."""
+        number = (steps - 1) // self.steps_per_rollout
+        if self.current is None or self.current.number != number:
+            self.current = Experience.load(self._path(number))  # the run went on from its last step
+        return self.current.trees[0]
+
     def select(self, experience: Experience, chosen: Sequence[int]) -> list[Micro]:
         """Micro-batches of the prompts ``chosen``."""
         return list(experience.micros(chosen, self.stream.token_budget))

@@ -135,6 +135,16 @@ OF_ROWS: tuple[Metric, ...] = (
         band=(0.5, 2.0),
     ),
     Metric(
+        "confidence",
+        _REWARD + ", held out",
+        "In bins of comparisons by how sure the scores are: how sure, and how often they are "
+        "right. The report draws it.",
+        "sure: sigmoid(|r(x, y_w) - r(x, y_l)|); right: r(x, y_w) > r(x, y_l)",
+        "share",
+        "right as often as sure; less often: it is too sure, train it less or with more rows",
+        "arXiv:1706.04599",
+    ),
+    Metric(
         "mean_reward",
         _REWARD,
         "Mean reward of all responses.",

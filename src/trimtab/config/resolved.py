@@ -199,7 +199,7 @@ def recipe_lines(text: str) -> list[RecipeLine]:
             held = f"{lines[-1].value}, " if lines[-1].value else ""
             lines[-1] = lines[-1]._replace(value=held + bare[2:])
         elif found := re.match(r'( *)("(?:[^"\\]|\\.)*"|[^\s:#"]+):(?: (.*)|$)', raw):
-            name = str(yaml.safe_load(found[2]))
+            name = str(yaml.safe_load(found[2])) if found[2][0] == '"' else found[2]
             path = [*path[: len(found[1]) // 2], name]
             value, origin = _split(found[3] or "")
             lines.append(RecipeLine(title, ".".join(path), value, origin))
@@ -208,8 +208,10 @@ def recipe_lines(text: str) -> list[RecipeLine]:
 
 def _split(rest: str) -> tuple[str, str]:
     """A value and the comment behind it: the first place where what stands before is YAML."""
-    start = rest.find("  # ") if rest.strip() else -1
+    start = rest.find("  # ")
     while start >= 0:
+        if '"' not in rest[:start]:  # only a quoted text can hold the mark
+            return rest[:start].strip(), rest[start + 4 :]
         try:
             yaml.safe_load(rest[:start])
         except yaml.YAMLError:

@@ -202,11 +202,12 @@ def _with_ends(record: Mapping[str, Any], name: str) -> str:
 # ---------------------------------------------------------------------- calibration
 
 
-def calibration(found: Mapping[str, Any], name: str) -> Figure | None:
+def calibration(run: Run) -> Figure | None:
     """How often a reward model is right, over how sure it is; None without a curve."""
-    curve = found.get("confidence")
-    if not isinstance(curve, list) or not curve:
+    known = [one["eval_confidence"] for one in run.evaluations if one.get("eval_confidence")]
+    if not known:
         return None
+    curve = known[-1]
     points = [
         Point(one["predicted"], one["value"], one["low"], one["high"],
               f"{number(one['predicted'], 3)} sure, right in "
@@ -216,7 +217,7 @@ def calibration(found: Mapping[str, Any], name: str) -> Figure | None:
     lowest = min([0.5, *(p.low for p in points if p.low is not None)])
     chart = line_chart(
         [Series(f"{len(points)} bins of equal mass", points, joined=False)],
-        title=f"Is {name} as often right as it is sure?",
+        title=f"Is it as often right as it is sure? {run.name}",
         x=Axis("how sure it is: σ of the difference of the two rewards", 0.5, 1, percent=True),
         y=Axis("right", lowest, 1, percent=True),
         diagonal="exactly as sure as it should be",

@@ -51,5 +51,5 @@ _TOO_FEW = "The log has too few points to draw a curve (logging_steps, eval_step
 
 def calibration(run: Run) -> list[Block]:
     """How sure a reward model is, and how often right."""
-    drawn = parts.calibration(run.about, run.name)
+    drawn = parts.calibration(run)
     return [] if drawn is None else [Figures([drawn])]
