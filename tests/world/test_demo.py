@@ -61,6 +61,9 @@ def test_the_demo_leaves_every_number_and_a_seed_fixes_them(
         assert len(stories) == TINY.requests * TINY.tellings
         assert all(s["gold"] == gold_reward(s["request"], s["story"]).total for s in stories)
     assert (first / "dpo" / "model.safetensors").exists()
+    assert f"report: {first / 'report.html'}" in said
+    page = (first / "report.html").read_text()
+    assert all(f'id="{part}"' in page for part in ("charts", "samples", "calibration", "tokens"))
     asked, answered = (
         prompts(first / "data" / f"{name}.jsonl") for name in ("prompts", "rankings")
     )

@@ -14,7 +14,7 @@ from trimtab.algorithms.diagnosis.told import Diagnoses
 from trimtab.config.resolved import Resolved
 from trimtab.models.save import ADAPTER
 from trimtab.models.score_head import head_of
-from trimtab.report.page import write_report
+from trimtab.report.page import report_line
 from trimtab.training.loop import Loop
 from trimtab.training.metrics import read_metrics
 from trimtab.training.model_card import Card, write_model_card
@@ -103,18 +103,6 @@ def finish(
     progress.note(report_line(folder.path))
     progress.note(f"done: {folder.path} is the model folder; metrics are in metrics.jsonl there")
     return results
-
-
-def report_line(folder: Path) -> str:
-    """Write report.html of a finished run; where it is, or why there is none.
-
-    A run is whole without it, and is not to fail for it, whatever the reason.
-    """
-    try:
-        return f"report: {write_report(folder)}"
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return f"report.html could not be written ({reason}); trimtab report {folder} tries again"
 
 
 def peaks(told: dict[str, Any] | None) -> dict[str, Any]:

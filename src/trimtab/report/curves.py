@@ -37,45 +37,79 @@ class Curve(NamedTuple):
 _LOSS = Curve("Loss", [("loss", "training")], "loss")
 _TEXT = [
     Curve("Loss", [("loss", "training")], "nats a token"),
-    Curve("Next token guessed", [("mean_token_accuracy", "training")], "share of tokens",
-          percent=True),
-]  # fmt: skip
+    Curve(
+        "Next token guessed", [("mean_token_accuracy", "training")], "share of tokens", percent=True
+    ),
+]
 _PAIRS = [
-    Curve("Loss", [("loss", "training")], "loss",
-          more="Losses with a reference begin at a known value, of DPO ln 2 = 0.693."),
-    Curve("Implicit rewards", [("rewards/chosen", "chosen"), ("rewards/rejected", "rejected"),
-                               ("rewards/margins", "margin")], "implicit reward",
-          held_out="not", band=False,
-          more="The margin is what the loss widens. Both may fall while it grows: common in DPO, "
-               "and harmless only while held-out log p(chosen) holds."),
-    Curve("Preferred response wins", [("rewards/accuracies", "training")], "share of pairs",
-          percent=True),
-    Curve("Log-probability, held out", [("logps/chosen", "chosen"), ("logps/rejected", "rejected")],
-          "nats a response", held_out="only",
-          more="A falling chosen line is displacement: probability goes to responses that nobody "
-               "judged."),
-]  # fmt: skip
+    Curve(
+        "Loss",
+        [("loss", "training")],
+        "loss",
+        more="Losses with a reference begin at a known value, of DPO ln 2 = 0.693.",
+    ),
+    Curve(
+        "Implicit rewards",
+        [
+            ("rewards/chosen", "chosen"),
+            ("rewards/rejected", "rejected"),
+            ("rewards/margins", "margin"),
+        ],
+        "implicit reward",
+        held_out="not",
+        band=False,
+        more="The margin is what the loss widens. Both may fall while it grows: common in DPO, "
+        "and harmless only while held-out log p(chosen) holds.",
+    ),
+    Curve(
+        "Preferred response wins",
+        [("rewards/accuracies", "training")],
+        "share of pairs",
+        percent=True,
+    ),
+    Curve(
+        "Log-probability, held out",
+        [("logps/chosen", "chosen"), ("logps/rejected", "rejected")],
+        "nats a response",
+        held_out="only",
+        more="A falling chosen line is displacement: probability goes to responses that nobody "
+        "judged.",
+    ),
+]
 _REWARD = [
     Curve("Loss", [("loss", "training")], "loss", more="A coin is at ln 2 = 0.693."),
-    Curve("Preferred response wins", [("accuracy", "training")], "share of comparisons",
-          percent=True),
+    Curve(
+        "Preferred response wins", [("accuracy", "training")], "share of comparisons", percent=True
+    ),
     Curve("Margin", [("margin", "training")], "reward, preferred less other"),
-]  # fmt: skip
+]
 _SAMPLED = [
-    Curve("KL to the reference", [("objective/kl", "rollouts")], "nats a response",
-          more="A reward that is bought with much KL is often a mistake of the reward."),
+    Curve(
+        "KL to the reference",
+        [("objective/kl", "rollouts")],
+        "nats a response",
+        more="A reward that is bought with much KL is often a mistake of the reward.",
+    ),
     Curve("Length of responses", [("completions/mean_length", "rollouts")], "tokens"),
-    Curve("Responses cut off at the limit", [("completions/clipped_ratio", "rollouts")],
-          "share of responses", percent=True),
-    Curve("Entropy of a token", [("policy/entropy_avg", "rollouts"), ("entropy", "rollouts")],
-          "nats"),
-    Curve("Prompts that teach nothing", [("frac_reward_zero_std", "rollouts")],
-          "share of prompts", percent=True),
+    Curve(
+        "Responses cut off at the limit",
+        [("completions/clipped_ratio", "rollouts")],
+        "share of responses",
+        percent=True,
+    ),
+    Curve(
+        "Entropy of a token", [("policy/entropy_avg", "rollouts"), ("entropy", "rollouts")], "nats"
+    ),
+    Curve(
+        "Prompts that teach nothing",
+        [("frac_reward_zero_std", "rollouts")],
+        "share of prompts",
+        percent=True,
+    ),
     Curve("Value function", [("val/explained_variance", "rollouts")], "explained variance"),
-    Curve("Repetition", [("completions/repetition", "rollouts")], "share of 4-grams",
-          percent=True),
+    Curve("Repetition", [("completions/repetition", "rollouts")], "share of 4-grams", percent=True),
     Curve("Text loss of the second stream", [("mix_nll", "training")], "nats a token"),
-]  # fmt: skip
+]
 _CLASSES = [
     Curve("Loss", [("loss", "training")], "loss"),
     Curve("Right class", [("accuracy", "training")], "share of texts", percent=True, band=False),

@@ -15,6 +15,8 @@ from typing import Any
 from trimtab.errors import UsageError
 from trimtab.report import svg
 from trimtab.report.blocks import Page
+from trimtab.report.comparison_page import comparison_page, is_comparison
+from trimtab.report.demo_page import demo_page, is_demo
 from trimtab.report.run import is_run, load_run
 from trimtab.report.run_page import run_page
 from trimtab.training.files import write_atomic
@@ -46,10 +48,27 @@ def write_report(folder: Path | str, output: Path | str | None = None) -> Path:
     return target
 
 
+def report_line(folder: Path) -> str:
+    """Write the report of what has just been finished; a line that says where it is.
+
+    Or why there is none: what was finished is whole without it, and does not fail for it,
+    whatever the reason.
+    """
+    try:
+        return f"report: {write_report(folder)}"
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"{NAME} could not be written ({reason}); trimtab report {folder} tries again"
+
+
 def page_of(folder: Path) -> Page:
     """The report of a folder, by what it holds."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: is no folder; give that of a run, a demo or a comparison")
+    if is_comparison(folder):
+        return comparison_page(folder)
+    if is_demo(folder):
+        return demo_page(folder)
     if is_run(folder):
         return run_page(load_run(folder))
     raise UsageError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trimtab.catalogue.metrics import metric_of
@@ -209,11 +210,16 @@ def calibration(run: Run) -> Figure | None:
         return None
     curve = known[-1]
     points = [
-        Point(one["predicted"], one["value"], one["low"], one["high"],
-              f"{number(one['predicted'], 3)} sure, right in "
-              f"{interval(one['value'], one['low'], one['high'], 3)}, n = {one['n']}")
+        Point(
+            one["predicted"],
+            one["value"],
+            one["low"],
+            one["high"],
+            f"{number(one['predicted'], 3)} sure, right in "
+            f"{interval(one['value'], one['low'], one['high'], 3)}, n = {one['n']}",
+        )
         for one in curve
-    ]  # fmt: skip
+    ]
     lowest = min([0.5, *(p.low for p in points if p.low is not None)])
     chart = line_chart(
         [Series(f"{len(points)} bins of equal mass", points, joined=False)],
@@ -253,11 +259,7 @@ def recipe(lines: Sequence[RecipeLine]) -> list[Block]:
 def machine(run: Run) -> Block:
     """Versions, seed, hardware, time."""
     found = run.environment
-    packages = found.get("packages")
-    pairs = [("seed", run.setting("seed") or "none")]
-    if isinstance(packages, dict):
-        pairs.append(("versions", ", ".join(f"{name} {v}" for name, v in packages.items())))
-    pairs += environment(found)
+    pairs = [("seed", run.setting("seed") or "none"), *environment(found)]
     begun = [stamp for one in run.starts if (stamp := read.value(one, "time")) is not None]
     if begun:
         pairs.append(("started", day(begun[0])))
@@ -279,6 +281,9 @@ def machine(run: Run) -> Block:
 def environment(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What environment.json says of the machine."""
     pairs: list[tuple[str, str]] = []
+    packages = found.get("packages")
+    if isinstance(packages, dict):
+        pairs.append(("versions", ", ".join(f"{name} {v}" for name, v in packages.items())))
     if found.get("python"):
         pairs.append(("Python", f"{found['python']}, {found.get('platform', '')}"))
     if found.get("cpu"):
@@ -291,6 +296,11 @@ def environment(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     return pairs
 
 
+def shell(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
+
+
 def commands(run: Run) -> Block:
     """The command that made a run, and what can be done with it."""
     lines = [
@@ -298,7 +308,7 @@ def commands(run: Run) -> Block:
         for place, one in enumerate(run.starts[:1])
         if one.get("command")
     ]
-    shown = json.dumps(str(run.path)) if " " in str(run.path) else str(run.path)
+    shown = shell(run.path)
     lines.append(
         (
             f"trimtab {run.verb} {shown}/config.resolved.yaml --output-dir {shown}-again",

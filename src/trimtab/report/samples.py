@@ -77,11 +77,9 @@ def _numbered(folder: Path, pattern: str) -> list[tuple[int, Path]]:
 
 def rollouts(run: Run) -> list[Block]:
     """What was sampled in training: the first rollout and the last, by reward, length and KL."""
-    paths = _numbered(run.path / "completions", r"rollout_(\d+)\.parquet")
-    if not paths:
+    tables = rollout_tables(run)
+    if not tables:
         return []
-    ends = [paths[0], paths[-1]] if len(paths) > 1 else [paths[0]]
-    tables = [(f"rollout {number_ + 1}", read.table(path)) for number_, path in ends]
     drawn = [
         chart
         for chart in (reward_and_length(tables, run.name), gold_and_proxy(tables, run))
@@ -98,6 +96,13 @@ def rollouts(run: Run) -> list[Block]:
             answer = Answer("highest" if one is best else "lowest", facts(one), _answer(one))
             blocks.append(Samples(cut(str(one.get("prompt"))), [answer]))
     return blocks
+
+
+def rollout_tables(run: Run) -> list[tuple[str, list[Record]]]:
+    """The first rollout of a run and its last, each with its name; empty without any."""
+    paths = _numbered(run.path / "completions", r"rollout_(\d+)\.parquet")
+    ends = [paths[0], paths[-1]] if len(paths) > 1 else paths
+    return [(f"rollout {place + 1}", read.table(path)) for place, path in ends]
 
 
 def _extremes(rows: Sequence[Record]) -> tuple[Record | None, Record | None]:

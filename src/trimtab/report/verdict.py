@@ -17,8 +17,14 @@ def verdict(run: Run) -> str:
     elif run.verb in ON_POLICY:
         said = _reward(run)
     elif run.verb == "reward":
-        said = _share(run, "accuracy", "The reward model scores the preferred response higher in",
-                      "held-out comparisons", "pairs", chance=0.5)  # fmt: skip
+        said = _share(
+            run,
+            "accuracy",
+            "The reward model scores the preferred response higher in",
+            "held-out comparisons",
+            "pairs",
+            chance=0.5,
+        )
     elif run.verb == "classify":
         said = _share(run, "accuracy", "The classifier is right on", "held-out texts", "rows")
     else:
@@ -101,9 +107,11 @@ def _share(
     found = run.series(name, held_out=True)
     if not found:
         ends = run.ends_of(name)
-        return _training_loss(run) if ends is None else (
-            f"{says} {number(read.value(ends[1], name), 3)} of its training rows."
-        )  # fmt: skip
+        return (
+            _training_loss(run)
+            if ends is None
+            else (f"{says} {number(read.value(ends[1], name), 3)} of its training rows.")
+        )
     last = found[-1][1]
     mean, (low, high) = read.value(last, f"eval_{name}"), read.ends(last, f"eval_{name}")
     n = read.value(last, f"eval_{counted}")
@@ -119,8 +127,14 @@ def _share(
 
 
 def _preference(run: Run) -> str:
-    said = _share(run, "rewards/accuracies", "The implicit reward of the chosen response is higher"
-                  " in", "held-out pairs", "pairs", chance=0.5)  # fmt: skip
+    said = _share(
+        run,
+        "rewards/accuracies",
+        "The implicit reward of the chosen response is higher in",
+        "held-out pairs",
+        "pairs",
+        chance=0.5,
+    )
     found = run.series("logps/chosen", held_out=True)
     if len(found) < 2 or not said:
         return said
