@@ -332,7 +332,7 @@ def _curves(run: Run) -> list[Block]:
     blocks: list[Block] = [Prose(verdict(run))]
     blocks += [Figures(drawn)] if drawn else []
     if (table := parts.numbers(run)) is not None:
-        blocks.append(table)
+        blocks.append(Fold("Every number of the log", [table]))
     return [Fold(f"{run.name}: {verdict(run)}", blocks[1:])]
 
 

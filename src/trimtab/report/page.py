@@ -90,6 +90,7 @@ def _template() -> Callable[..., str]:
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined,
+        finalize=lambda value: svg.legal(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

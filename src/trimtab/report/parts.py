@@ -128,7 +128,7 @@ def visible(text: str) -> str:
     shown = text.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥")
     if shown.startswith(" "):
         shown = "␣" + shown[1:]
-    return shown
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 # ---------------------------------------------------------------------- warnings

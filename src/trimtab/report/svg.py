@@ -153,9 +153,12 @@ def spoken(axis: Axis, ticks: Sequence[float]) -> list[str]:
 
 def plain(text: str) -> str:
     """Any text as XML character data: escaped, without what XML cannot hold, on one line."""
-    return escape(
-        _ILLEGAL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split())), {'"': "&quot;"}
-    )
+    return escape(legal(" ".join(text.split())), {'"': "&quot;"})
+
+
+def legal(text: str) -> str:
+    """Any text without the characters that neither XML nor HTML can hold, nor UTF-8 encode."""
+    return _ILLEGAL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def text_width(text: str) -> float:
