@@ -26,16 +26,18 @@ DTYPES = ("float32", "bfloat16")
 SLOW_SECONDS = 0.5
 
 
-def rates(products: list[tuple[int, Product]], dtype: Any, repeats: int) -> dict[str, Any]:
+def rates(
+    products: list[tuple[int, Product]], dtype: Any, repeats: int, device: str
+) -> dict[str, Any]:
     """GFLOP/s over all products, from each one's best and median time; ``products`` have tokens."""
     import torch
     from torch.nn.functional import linear
 
     work = best = median = 0.0
     for tokens, product in products:
-        x = torch.randn(tokens, product.inputs).to(dtype)
-        weight = torch.randn(product.outputs, product.inputs).to(dtype)
-        gradient = torch.randn(tokens, product.outputs).to(dtype)
+        x = torch.randn(tokens, product.inputs).to(device, dtype)
+        weight = torch.randn(product.outputs, product.inputs).to(device, dtype)
+        gradient = torch.randn(tokens, product.outputs).to(device, dtype)
         # Bound as defaults: the names are taken again by the next product.
         passes: tuple[Callable[[], Any], ...] = (
             lambda x=x, w=weight: linear(x, w),
@@ -43,18 +45,20 @@ def rates(products: list[tuple[int, Product]], dtype: Any, repeats: int) -> dict
             lambda g=gradient, x=x: g.t() @ x,
         )
         for call in passes:
-            seconds = _times(call, repeats)
+            seconds = _times(call, repeats, torch.cuda.synchronize if device == "cuda" else None)
             work += 2.0 * tokens * product.weights
             best += min(seconds) * product.count
             median += statistics.median(seconds) * product.count
     return {"best_gflops": work / best / 1e9, "median_gflops": work / median / 1e9}
 
 
-def _times(call: Callable[[], Any], repeats: int) -> list[float]:
+def _times(call: Callable[[], Any], repeats: int, wait: Callable[[], Any] | None) -> list[float]:
     found = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         call()
+        if wait:
+            wait()
         found.append(time.perf_counter() - start)
         if found[-1] > SLOW_SECONDS:
             return found[-1:]
@@ -72,7 +76,10 @@ def main() -> None:
     products = [(job["tokens"], product) for product in shape.body]
     if shape.head.weights:
         products.append((job["targets"], shape.head))
-    found = {name: rates(products, getattr(torch, name), job["repeats"]) for name in job["dtypes"]}
+    found = {
+        name: rates(products, getattr(torch, name), job["repeats"], job["device"])
+        for name in job["dtypes"]
+    }
     emit({"threads": torch.get_num_threads(), "rates": found})
 
 

@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 _STATUS = Path("/proc/self/status")
 
@@ -49,11 +49,29 @@ def reset_peak() -> None:
         return
 
 
+class Accelerator(Protocol):
+    """What ``torch.cuda`` has of clocks and memory."""
+
+    def synchronize(self) -> None:
+        """Wait until everything that was begun is done."""
+        ...
+
+    def max_memory_allocated(self) -> int:
+        """Highest memory in bytes."""
+        ...
+
+    def reset_peak_memory_stats(self) -> None:
+        """Start counting the peak anew."""
+        ...
+
+
 @dataclasses.dataclass
 class Recorder:
     """The times of a run's steps and its memory, on whichever side it happens."""
 
     started: float  # time.time() just before the process was started
+    # Of an accelerator: its work is waited for before a clock is read, and the memory is its own.
+    accelerator: Accelerator | None = None
     begins: list[float] = dataclasses.field(default_factory=list)
     ends: list[float] = dataclasses.field(default_factory=list)
     cpu: list[float] = dataclasses.field(default_factory=list)
@@ -72,19 +90,32 @@ class Recorder:
     def begin(self) -> None:
         """An optimizer step begins."""
         if self.first_step is None:
+            self._wait()
             self.first_step = time.time() - self.started
-            self.peak_before_mb = peak_mb()
+            self.peak_before_mb = self._peak_mb()
+            if self.accelerator:
+                self.accelerator.reset_peak_memory_stats()
             reset_peak()
         self.begins.append(time.perf_counter())
         self.cpu = self.cpu or [time.process_time()]
 
     def end(self) -> None:
         """An optimizer step has ended."""
+        self._wait()
         self.ends.append(time.perf_counter())
         self.cpu.append(time.process_time())
         if self.first_step_end is None:
             self.first_step_end = time.time() - self.started
-        self.train_peak_mb = peak_mb()
+        self.train_peak_mb = self._peak_mb()
+
+    def _wait(self) -> None:
+        if self.accelerator:
+            self.accelerator.synchronize()
+
+    def _peak_mb(self) -> float:
+        if self.accelerator:
+            return self.accelerator.max_memory_allocated() / 2**20
+        return peak_mb()
 
     def result(self) -> dict[str, Any]:
         """Seconds of each step, from the end of the one before it, so that nothing is left out.
@@ -103,6 +134,7 @@ class Recorder:
             "imported_mb": self.imported_mb,
             "peak_mb": max(self.peak_before_mb, self.train_peak_mb),
             "train_peak_mb": self.train_peak_mb,
+            "host_peak_mb": peak_mb(),
         }
 
 

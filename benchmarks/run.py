@@ -59,9 +59,12 @@ class RunFailed(Exception):
     """A process ended badly; the message has its last lines."""
 
 
-def cases_of(names: Sequence[str] | None, *, quick: bool) -> dict[str, dict[str, Any]]:
+def cases_of(
+    names: Sequence[str] | None, *, quick: bool, device: str = "cpu"
+) -> dict[str, dict[str, Any]]:
     """The cases as they will be run."""
-    text = yaml.safe_load((rows.INPUTS / "cases.yaml").read_text())
+    file = "cases.yaml" if device == "cpu" else "cases-gpu.yaml"
+    text = yaml.safe_load((rows.INPUTS / file).read_text())
     unknown = set(names or ()) - set(text["cases"]) - {"help"}
     if unknown:
         raise SystemExit(
@@ -111,18 +114,22 @@ def process(python: Path, module: str, job: dict[str, Any], threads: int) -> dic
 
 
 def measure_machine(
-    model: str, tokens: int, targets: int, threads: int, dtypes: Sequence[str]
+    model: str, tokens: int, targets: int, threads: int, dtypes: Sequence[str], device: str
 ) -> dict[str, Any]:
     """The GEMM rates at a model's shapes."""
     job: dict[str, Any] = {"model": str(models.folder(model)), "dtypes": list(dtypes)}
     job |= {"tokens": tokens, "targets": targets}
-    job |= {"threads": threads, "repeats": 7}
+    job |= {"threads": threads, "repeats": 7, "device": device}
     found = process(Path(sys.executable), "benchmarks.machine", job, threads)
     return {**found, "tokens": tokens, "targets": targets}
 
 
 def job_of(
-    case: Mapping[str, Any], arm: Mapping[str, Any], data: Sequence[Mapping[str, Any]], threads: int
+    case: Mapping[str, Any],
+    arm: Mapping[str, Any],
+    data: Sequence[Mapping[str, Any]],
+    threads: int,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """What one side is told."""
     steps = min(arm.get("steps", case["steps"]), case["steps"])
@@ -136,14 +143,17 @@ def job_of(
         "rows": rows.as_kind(used, case["kind"]),
         "steps": steps,
         "threads": threads,
+        "device": device,
         "arm": dict(arm),
     }
 
 
-def run_arm(case: Mapping[str, Any], arm: Mapping[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+def run_arm(
+    case: Mapping[str, Any], arm: Mapping[str, Any], job: dict[str, Any], peer: Path
+) -> dict[str, Any]:
     """One measurement; a run that did not train on the pinned rows is refused."""
     ours = arm["side"] == "trimtab"
-    python = Path(sys.executable) if ours else peer_python(case["peer"])
+    python = Path(sys.executable) if ours else peer
     which = "on_policy" if case["verb"] in on_policy.VERBS else "side"
     module = f"benchmarks.{'trimtab' if ours else 'trl'}_{which}"
     result = process(python, module, job, job["threads"])
@@ -156,9 +166,9 @@ def run_arm(case: Mapping[str, Any], arm: Mapping[str, Any], job: dict[str, Any]
     return result
 
 
-def peer_python(name: str) -> Path:
-    """The interpreter of a peer's virtual environment."""
-    return ENVIRONMENTS / name / "bin" / "python"
+def peer_python(name: str, arguments: argparse.Namespace) -> Path:
+    """The interpreter of a peer's virtual environment, or the one that was named."""
+    return arguments.peer_python or ENVIRONMENTS / name / "bin" / "python"
 
 
 # ---------------------------------------------------------------------- a case
@@ -202,9 +212,9 @@ def run_case(
             arm = case["arms"][arm_name]
             if arm_name in failed or round_ >= arm.get("repeats", arguments.repeats):
                 continue
-            job = job_of(case, arm, pin, arguments.threads)
+            job = job_of(case, arm, pin, arguments.threads, arguments.device)
             try:
-                result = run_arm(case, arm, job)
+                result = run_arm(case, arm, job, peer_python(case["peer"], arguments))
             except (RunFailed, subprocess.TimeoutExpired) as error:
                 failed.add(arm_name)
                 case["notes"].append(f"{arm_name} failed: {error}")
@@ -213,7 +223,7 @@ def run_case(
             runs[arm_name].append(result)
             print(f"  {arm_name}: {_one_line(case, result)}", flush=True)
         if case["measures"] != "startup":
-            limits += _machine(case, runs, arguments.threads)
+            limits += _machine(case, runs, arguments)
     case |= {"runs": runs, "machine": limits}
     case["figures"] = table.case_figures(case, _shape(case["model"]))
     base = next(iter(case["figures"].values()), {})
@@ -229,7 +239,7 @@ def run_case(
 
 
 def _machine(
-    case: Mapping[str, Any], runs: Mapping[str, list[dict[str, Any]]], threads: int
+    case: Mapping[str, Any], runs: Mapping[str, list[dict[str, Any]]], arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
     found = next((r[0]["trees"] for r in runs.values() if r and "trees" in r[0]), None)
     if found is None:
@@ -238,7 +248,9 @@ def _machine(
     targets = [sum(t["targets"] for t in step) for step in found]
     mean = (round(sum(tokens) / len(tokens)), round(sum(targets) / len(targets)))
     used = {table.DTYPES[r[0]["precision"]] for r in runs.values() if r}
-    return [measure_machine(case["model"], *mean, threads, sorted(used))]
+    return [
+        measure_machine(case["model"], *mean, arguments.threads, sorted(used), arguments.device)
+    ]
 
 
 def _shape(model: str) -> Any:
@@ -256,7 +268,7 @@ def _one_line(case: Mapping[str, Any], result: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------- the whole
 
 
-def machine_info() -> dict[str, Any]:
+def machine_info(device: str) -> dict[str, Any]:
     """What the figures depend on besides the software."""
     cpu, flags = platform.processor() or platform.machine(), ""
     info = Path("/proc/cpuinfo")
@@ -269,12 +281,19 @@ def machine_info() -> dict[str, Any]:
     wide = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
     return {
         "cpu": cpu,
+        **({"gpu": _gpu()} if device == "cuda" else {}),
         "cores": os.cpu_count(),
         "instructions": [name for name in wide if name in flags.split()],
         "load_average_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "system": platform.system(),
     }
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def commit() -> str:
@@ -287,7 +306,8 @@ def commit() -> str:
 
 def result_file(results: Mapping[str, Any]) -> Path:
     """The JSON file of results; its name tells the machine and the day."""
-    device = re.sub(r"[^a-z0-9]+", "-", results["machine"]["cpu"].lower()).strip("-")
+    name = results["machine"].get("gpu") or results["machine"]["cpu"]
+    device = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     quick = "-quick" if results["quick"] else ""
     stem = f"{device}-{results['threads']}t-{results['date']}{quick}"
     return (ROOT / "build" / "bench" if quick else RESULTS) / f"{stem}.json"
@@ -330,6 +350,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="of torch, on both sides")
     parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the cases of cases-gpu.yaml"
+    )
+    parser.add_argument("--peer-python", type=Path, help="of an environment with TRL")
+    parser.add_argument(
         "--keep",
         action="store_true",
         help="add to what was measured earlier today on this machine, instead of replacing it",
@@ -342,14 +366,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse()
-    cases = cases_of(arguments.cases, quick=arguments.quick)
+    cases = cases_of(arguments.cases, quick=arguments.quick, device=arguments.device)
     for peer in sorted({case["peer"] for case in cases.values()}):
-        if not peer_python(peer).exists():
+        if not peer_python(peer, arguments).exists():
             raise SystemExit(f"TRL's virtual environment {peer} is missing; make bench makes it")
     results: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
-        "machine": machine_info(),
+        "machine": machine_info(arguments.device),
         "threads": arguments.threads,
         "repeats": arguments.repeats,
         "quick": arguments.quick,
@@ -377,7 +401,7 @@ def run_all(
     for name, case in cases.items():
         print(name, flush=True)
         case["notes"] = []
-        gain = _bf16_gain(case["model"], arguments.threads, results)
+        gain = _bf16_gain(case["model"], arguments, results)
         arms_of(case, arguments.arms, gain)
         found = run_case(name, case, arguments.data, arguments)
         results["cases"][name] = {**found, "commit": results["commit"]}
@@ -387,12 +411,14 @@ def run_all(
     return int(any(" failed: " in note for note in notes))
 
 
-def _bf16_gain(model: str, threads: int, results: dict[str, Any]) -> float:
+def _bf16_gain(model: str, arguments: argparse.Namespace, results: dict[str, Any]) -> float:
     """How much faster matrix products are in bf16, measured once a model."""
     known = results["machine"].setdefault("rates", {})
     if model not in known:
         # Few tokens: without bf16 instructions a thousand take minutes.
-        known[model] = measure_machine(model, 256, 32, threads, machine.DTYPES)["rates"]
+        known[model] = measure_machine(
+            model, 256, 32, arguments.threads, machine.DTYPES, arguments.device
+        )["rates"]
     both = known[model]
     return both["bfloat16"]["best_gflops"] / both["float32"]["best_gflops"]
 

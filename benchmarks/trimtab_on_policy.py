@@ -127,6 +127,7 @@ def main() -> None:
 
     import torch
 
+    from trimtab import __version__
     from trimtab.algorithms.run import train
     from trimtab.config.resolve import recipe_from_kwargs
     from trimtab.training.metrics import read_metrics
@@ -150,7 +151,8 @@ def main() -> None:
             "log": [{"loss": r["loss"]} for r in records[: job["passes"]]],
             "settings": {k: v for k, v in keys.items() if k not in hidden},
             "threads": torch.get_num_threads(),
-            "versions": {n: version(n) for n in ("trimtab", "torch", "transformers")},
+            "versions": {"trimtab": __version__}
+            | {n: version(n) for n in ("torch", "transformers")},
         }
     )
 

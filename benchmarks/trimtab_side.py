@@ -26,7 +26,7 @@ def common_keys(job: dict[str, Any]) -> dict[str, Any]:
         "cache_dir": str(Path(job["scratch"]) / "cache"),
         "precision": job["arm"]["precision"],
         "threads": job["threads"],
-        "device": "cpu",
+        "device": job["device"],
         "max_steps": job["steps"],
         "per_device_train_batch_size": job["batch"],
         "token_budget": job["token_budget"],
@@ -108,11 +108,14 @@ def main() -> None:
 
     import torch
 
+    from trimtab import __version__
     from trimtab.algorithms.run import train
     from trimtab.config.resolve import recipe_from_kwargs
     from trimtab.training.metrics import read_metrics
 
     recorder.imported()
+    if job["device"] == "cuda":
+        recorder.accelerator = torch.cuda
     loops: list[Any] = []
     instrument(recorder, loops)
     keys = recipe_keys(job)
@@ -131,7 +134,8 @@ def main() -> None:
             # Paths are those of the scratch folder, and say nothing.
             "settings": {k: v for k, v in keys.items() if k not in PATHS},
             "threads": torch.get_num_threads(),
-            "versions": {n: version(n) for n in ("trimtab", "torch", "transformers", "peft")},
+            "versions": {"trimtab": __version__}
+            | {n: version(n) for n in ("torch", "transformers", "peft")},
         }
     )
 

@@ -35,7 +35,7 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
     micro = min(own.pop("per_device_train_batch_size", _MICRO), responses)
     keys: dict[str, Any] = {
         "output_dir": str(Path(job["scratch"]) / "run"),
-        "use_cpu": True,
+        "use_cpu": job["device"] == "cpu",
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": responses // micro,
         "learning_rate": job["learning_rate"],

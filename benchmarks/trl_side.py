@@ -23,7 +23,7 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
     """The job as TRL's keys. What is not named is TRL's default."""
     keys: dict[str, Any] = {
         "output_dir": str(Path(job["scratch"]) / "run"),
-        "use_cpu": True,
+        "use_cpu": job["device"] == "cpu",
         "max_steps": job["steps"],
         "per_device_train_batch_size": job["batch"],
         # A ranking is so many pairs; each micro-batch has as many pairs as a step has rows.
@@ -162,6 +162,8 @@ def main() -> None:
     torch.set_num_threads(job["threads"])
     trainer_of(job["verb"])
     recorder.imported()
+    if job["device"] == "cuda":
+        recorder.accelerator = torch.cuda
     trainer = build(job, recorder)
     trainer.train()
     records = [r for r in trainer.state.log_history if "loss" in r]

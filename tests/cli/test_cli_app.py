@@ -150,7 +150,7 @@ def test_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [
-        (["dop"], f"dop: unknown verb; verbs are {', '.join(TRAINING)}, data, demo, "),
+        (["dop"], f"dop: unknown verb; verbs are {', '.join(TRAINING)}, "),
         (["train", "--stage", "dpo"], "train: unknown verb; use trimtab dpo"),
         (["train", "--stage=sft", "x"], "train: unknown verb; use trimtab sft"),
         (["train", "x.yaml"], "train: unknown verb; trimtab has a verb per stage: trimtab pretr"),

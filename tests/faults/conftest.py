@@ -10,6 +10,11 @@ import pytest
 SHARED_MEMORY = Path("/dev/shm")
 
 
+@pytest.fixture(autouse=True)
+def _on_the_cpu(cpu_only: None) -> None:
+    """Its promises are the CPU's."""
+
+
 @pytest.fixture
 def ramdisk(tmp_path: Path) -> Iterator[Path]:
     """A folder where fsync costs nothing, if there is one: thousands of trials take minutes else.

@@ -159,6 +159,7 @@ def killed(at: int) -> int:
         os._exit(code)
 
 
+@pytest.mark.usefixtures("cpu_only")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_killed_run_goes_on_and_ends_with_the_same_file(here: Path) -> None:
     """Killed at every write, fsync and rename in turn, until there is none left."""

@@ -40,7 +40,7 @@ def prompts(path: Path) -> set[str]:
     return {json.loads(line)["prompt"] for line in path.read_text().splitlines()}
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "cpu_only")
 def test_the_demo_leaves_every_number_and_a_seed_fixes_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

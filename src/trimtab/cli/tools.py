@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import App, Group, Parameter
 
+from trimtab.cli.compare_verb import compare
 from trimtab.cli.data_verbs import check, inspect
 from trimtab.cli.demo_verb import demo
 from trimtab.cli.evaluate_verb import evaluate
@@ -25,6 +26,7 @@ def _verify_loss(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True, sh
 
 
 TOOLS: dict[str, Verb | dict[str, Verb]] = {
+    "compare": compare,
     "data": {"inspect": inspect, "check": check},
     "demo": demo,
     "evaluate": evaluate,
@@ -35,11 +37,12 @@ TOOLS: dict[str, Verb | dict[str, Verb]] = {
     "verify-loss": _verify_loss,
 }
 _HELP = {
+    "compare": "Train several methods from one model under one budget; draw reward against KL.",
     "data": "Look at data before training on it.",
     "verify-loss": "Put a preference loss on the bench: a built-in one, or FILE.py:FUNCTION.",
 }
 # Whose options cyclopts does not know: a loss's hyper-parameters, and their own --help.
-_RAW = {"verify-loss"}
+_RAW = {"compare", "verify-loss"}
 
 
 def add_tools(app: App, group: Group) -> None:

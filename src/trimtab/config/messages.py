@@ -41,7 +41,9 @@ _MESSAGES: Mapping[str, str] = {
 def one_line(error: ValidationError, recipe: type[BaseModel], where: Where) -> str:
     """The first thing that is wrong, and the keys of the others."""
     found: dict[str, str] = {}
-    for detail in error.errors(include_url=False):
+    # A key that is missing was often only misspelled: what is unknown comes first.
+    details = error.errors(include_url=False)
+    for detail in sorted(details, key=lambda one: one["type"] != "extra_forbidden"):
         key, line = _line(detail, recipe, where)
         found.setdefault(key, line)
     first, *others = found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ __all__ = [
     "read_columns",
     "recipe_from_kwargs",
     "resolve",
+    "resolve_layers",
     "to_yaml",
 ]
 
@@ -75,6 +76,20 @@ def recipe_from_kwargs(
     sources.append(_environment(env, found))
     sources.append(flatten(kwargs, found, lambda _: "argument"))
     return _resolved(found, sources, control)
+
+
+def resolve_layers(
+    verb: str,
+    layers: Sequence[tuple[Mapping[str, Any], Callable[[str], str]]],
+    control: Control | None = None,
+) -> Resolved:
+    """A recipe from groups of keys, later ones over earlier ones; no environment is read.
+
+    Each layer comes with what says where a dotted key of it was given, for messages.
+    """
+    found = VERBS[verb]
+    sources = [flatten(values, found, where) for values, where in layers]
+    return _resolved(found, sources, control or Control())
 
 
 # ---------------------------------------------------------------------- sources

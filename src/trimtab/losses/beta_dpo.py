@@ -66,16 +66,18 @@ class BetaDPO:
         """
         chosen = log_ratio(policy.chosen, reference.chosen)
         rejected = log_ratio(policy.rejected, reference.rejected)
+        device = chosen.device
         gaps = (chosen - rejected).detach().cpu().double()  # MPS has no fp64
         noise = torch.empty(gaps.shape, dtype=torch.float64, device=generator.device)
         noise = noise.exponential_(generator=generator).to(gaps.device)
         if gaps.numel() == 0 or not bool(torch.isfinite(gaps).all()):
-            return torch.ones_like(gaps, dtype=torch.float32)
+            return torch.ones_like(gaps, dtype=torch.float32, device=device)
         gap_mean = self._track(gaps)
         kept = self._draw(gaps - gap_mean, noise)
         excess = gaps[kept].mean().item() - gap_mean
         self.batch_beta = max(_SMALLEST_BETA, self.beta * (1 + self.scale * excess))
-        return torch.zeros_like(gaps, dtype=torch.float32).index_fill_(0, kept, 1.0)
+        weights = torch.zeros_like(gaps, dtype=torch.float32).index_fill_(0, kept, 1.0)
+        return weights.to(device)
 
     def _track(self, gaps: Tensor) -> float:
         """Move the running mean and standard deviation of the gaps; gives the mean."""

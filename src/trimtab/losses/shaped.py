@@ -71,7 +71,8 @@ def discopop_loss(
     """DiscoPOP: (1 - m) (-log sigmoid(z)) + m exp(-z), m = sigmoid(z / tau), from sums.
 
     Lu et al. 2024, arXiv:2406.08414, Eq. 5 (log-ratio modulated loss), z = beta (a_w - a_l); the
-    gradient flows through m, as in the authors' code. Not convex. Rewards are beta * a.
+    gradient flows through m, as in the authors' code. Not convex: for tau below (1 - ln 2) / 3, the
+    default among them, a step from the reference lowers the margin. Rewards are beta * a.
     """
     require_positive("beta", beta)
     if not 0 < tau <= 1:

@@ -201,17 +201,24 @@ def _reward(folder: Path, size: Size, common: dict[str, Any]) -> Stage:
         "reward",
         "a model of half the size learns from the rankings to give a story one number",
         {
-            **_whole(common),
-            "model_name_or_path": str(folder / "sft"),
-            "dataset_name": str(folder / "data" / "rankings.jsonl"),
-            "eval_dataset_name": str(folder / "data" / "rankings_eval.jsonl"),
-            "per_device_train_batch_size": 16,
-            "learning_rate": REWARD_RATE,
-            "num_train_epochs": size.reward_epochs,
+            **reward_keys(folder, size, common),
             "logging_steps": max(1, size.logging_steps // 5),
             "output_dir": str(folder / "reward"),
         },
     )
+
+
+def reward_keys(folder: Path, size: Size, common: dict[str, Any]) -> dict[str, Any]:
+    """How the demo trains a reward model from its sft model, on its own rankings."""
+    return {
+        **_whole(common),
+        "model_name_or_path": str(folder / "sft"),
+        "dataset_name": str(folder / "data" / "rankings.jsonl"),
+        "eval_dataset_name": str(folder / "data" / "rankings_eval.jsonl"),
+        "per_device_train_batch_size": 16,
+        "learning_rate": REWARD_RATE,
+        "num_train_epochs": size.reward_epochs,
+    }
 
 
 def _ppo(folder: Path, size: Size, common: dict[str, Any]) -> Stage:

@@ -1,0 +1,142 @@
+"""Reading the recipe of a comparison: a file, keys of the command line over it, and where each is.
+
+Values stay text until the recipe's own types read them, as in every other recipe; keys of training
+verbs inside ``common``, ``offline``, ``on_policy`` and ``methods`` are read by those verbs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from trimtab.config.compare_recipe import CompareRecipe
+from trimtab.config.merge import COMMAND_LINE
+from trimtab.config.messages import one_line
+from trimtab.config.values import as_mapping
+from trimtab.config.yaml_text import parse, read_file
+from trimtab.errors import RecipeError
+
+CONTROLS = {
+    "jobs": "Cells that are trained at a time, each a process of one thread (default 1).",
+    "dry_run": "Resolve every run, say what would be done and what is there already; train "
+    "nothing.",
+    "quiet": "Print errors and the result only.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """What belongs to one command and not to the recipe."""
+
+    jobs: int = 1
+    dry_run: bool = False
+    quiet: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A recipe with what says where each dotted key was given (None: nowhere)."""
+
+    recipe: CompareRecipe
+    places: Mapping[str, str]
+    control: Control
+
+    def where(self, key: str) -> str:
+        """The nearest place that is known: of the key, or of the group that it is in."""
+        while key:
+            if key in self.places:
+                return self.places[key]
+            key = key.rpartition(".")[0]
+        return "recipe"
+
+
+def read_recipe(tokens: Sequence[str]) -> Read:
+    """``recipe.yaml [--key value | --group.key value]``; RecipeError for what is wrong with it."""
+    file, given, controls = _split(tokens)
+    values: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    if file is not None:
+        text = read_file(Path(file))
+        values = as_mapping(text.value) or {}
+        if not values:
+            raise RecipeError(f"{file}: is not a recipe: no 'key: value' lines at its top level")
+        places = {key: f"{file}:{line}" for key, line in text.lines.items()}
+        values.setdefault("name", Path(file).stem)
+    for path, word in given.items():
+        _put(values, path, parse(word, COMMAND_LINE).value)
+        places = {k: v for k, v in places.items() if not k.startswith(f"{path}.")}
+        places[path] = COMMAND_LINE
+
+    def where(key: str) -> str | None:
+        while key:
+            if key in places:
+                return places[key]
+            key = key.rpartition(".")[0]
+        return None
+
+    try:
+        recipe = CompareRecipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(one_line(error, CompareRecipe, where)) from None
+    if recipe.output_dir is None:
+        folder = re.sub(r"[^A-Za-z0-9._]+", "-", recipe.title).strip("-.") or "comparison"
+        recipe = recipe.model_copy(update={"output_dir": f"runs/compare-{folder}"})
+    return Read(recipe, places, controls)
+
+
+def _split(tokens: Sequence[str]) -> tuple[str | None, dict[str, str], Control]:
+    """The recipe file, raw values by dotted key, and the controls."""
+    file: str | None = None
+    given: dict[str, str] = {}
+    controls: dict[str, Any] = {}
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("--"):
+            if file is not None:
+                raise RecipeError(f"{token}: one recipe file at most, and {file} is given already")
+            file = token
+            continue
+        raw, equals, word = token[2:].partition("=")
+        # Names of methods are the user's own: - and _ differ in them.
+        top, dot, inner = raw.partition(".")
+        path = top.replace("-", "_") + dot + inner
+        if path in ("dry_run", "quiet"):
+            if equals:
+                raise RecipeError(f"--{raw}={word}: --{raw} takes no value")
+            controls[path] = True
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise RecipeError(f"--{raw}: a value is missing ({COMMAND_LINE})")
+            word = rest.pop(0)
+        if path == "config":
+            rest.insert(0, word)
+        elif path == "jobs":
+            controls["jobs"] = _jobs(word)
+        elif path in given:
+            raise RecipeError(f"{path}: given twice ({COMMAND_LINE})")
+        else:
+            given[path] = word
+    return file, given, Control(**controls)
+
+
+def _jobs(word: str) -> int:
+    if not re.fullmatch(r"[0-9]+", word) or int(word) < 1:
+        raise RecipeError(f"jobs: {word!r} is not a whole number of 1 or more ({COMMAND_LINE})")
+    return int(word)
+
+
+def _put(values: dict[str, Any], path: str, value: Any) -> None:
+    *groups, leaf = path.split(".")
+    inner = values
+    for group in groups:
+        found = as_mapping(inner.get(group))
+        inner[group] = {} if found is None else found
+        inner = inner[group]
+    inner[leaf] = value
