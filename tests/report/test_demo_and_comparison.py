@@ -127,13 +127,12 @@ def write_comparison(folder: Path, methods: list[str], **changes: Any) -> Path:
         for step in (8, 16):
             gold, kl = 0.5 + 0.01 * place + step / 200, step / 4
             point = {"gold": measured(gold, 0.02), "proxy": measured(kl - 1, 0.1),
-                     "kl": measured(kl, 0.2), "label": "beta 0.1", "step": step}  # fmt: skip
+                     "kl": measured(kl, 0.2), "length": measured(80.5, 1),
+                     "text_loss": measured(0.5, 0.001), "label": "beta 0.1",
+                     "step": step}  # fmt: skip
             line.append(point)
             for seed in (0, 1):
-                own = {"method": method, "seed": seed, "length": measured(80 + seed, 1),
-                       "text_loss": measured(0.5, 0.001), "seconds": 60.0 + 20 * seed,
-                       "tokens": 1000, "run": f"runs/{method}/{seed}"}  # fmt: skip
-                points.append({**point, **own})
+                points.append({**point, "method": method, "seed": seed, "run": f"runs/{method}"})
         frontier.append({"method": method, "points": line})
     pair = {"a": methods[0], "b": methods[-1], "win_rate": measured(0.4, 0.05), "p": 0.0002,
             "p_adjusted": 0.03, "differs": True}  # fmt: skip
@@ -148,8 +147,10 @@ def write_comparison(folder: Path, methods: list[str], **changes: Any) -> Path:
                  "length": measured(83, 1), "end_rate": measured(0.56, 0.03),
                  "text_loss": measured(0.49, 0.001), "run": "runs/sft"},
         "points": points, "frontier": frontier, "pairs": [pair], "correction": "Holm",
-        "chosen": [{"method": m, "label": "beta 0.1", "step": 16, "settings": {},
-                    "chosen_on": "64 other prompts"} for m in methods],
+        "chosen": [{"method": line["method"], "chosen_on": "64 other prompts", "seconds": 70.0,
+                    "tokens": 1000, **line["points"][-1]} for line in frontier],
+        "at_kl": [{"kl": 2.0, "gold": {methods[0]: measured(0.54, 0.02), methods[-1]: None}}],
+        "failed": [{"cell": "rloo, seed 1", "error": f"loss not finite {EVIL}"}],
         "samples": [{"prompt": EVIL, "answers": [answer]}],
         "verdict": ["dpo gains most.", "The others do not differ."], **changes,
     }  # fmt: skip
@@ -166,7 +167,9 @@ def test_a_comparison_in_numbers(tmp_path: Path) -> None:
     assert worth["m3"][1:3] == ["16", "0.610 [0.590, 0.630]"] and worth["m3"][4] == (
         "4.00 [3.80, 4.20]"
     )
-    assert cost["m3"] == ["80.5", "–", "0.5000", "70 s", "1 k"], "means over the two seeds"
+    assert cost["m3"] == ["80.5 [79.5, 81.5]", "–", "0.5000 [0.4990, 0.5010]", "–", "70 s", "1 k"]
+    equal = cells(page, "gold at equal KL")
+    assert (equal["m0"], equal["m8"]) == (["0.540 [0.520, 0.560]"], ["–"])
     said = text_of(page)
     assert "dpo gains most. The others do not differ. 768 prompts for each." in said
     assert "after the correction for so many comparisons (Holm): 1 of 1." in said
@@ -175,20 +178,22 @@ def test_a_comparison_in_numbers(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert "gold 0.250 learned −0.500 77 tokens" in said and "dpo.beta [0.1]" in said
     assert "<script" not in page and len(page.encode()) < MOST_BYTES
-    charts = [c for c in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if "gold against KL" in c]
-    assert len(charts) == 2, "nine methods are more than one chart holds"
-    ticks = [re.findall(r'class="m">([\d.]+)</text>', chart) for chart in charts]
-    assert ticks[0] == ticks[1], "the same axes"
-    assert all(">sft</text>" in chart for chart in charts)
+    assert "failed: rloo, seed 1 loss not finite <script>" in said
+    chart = next(
+        c for c in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if "Reward against KL" in c
+    )
+    assert "a panel each" in chart and "upright: gold" in chart, "nine are too many for one chart"
+    assert all(f">{name}</text>" in chart for name in methods)
+    assert "m3 beta 0.1, step 16: 0.610 [0.590, 0.630] at 4.00 [3.80, 4.20]" in chart
 
 
 def test_a_small_comparison_shows_what_it_has(tmp_path: Path) -> None:
     folder = write_comparison(tmp_path / "few", ["dpo"], proxy=None, pairs=[], samples=[],
-                              chosen=[], recipe={})  # fmt: skip
+                              chosen=[], recipe={}, failed=[], at_kl=[])  # fmt: skip
     page = write_report(folder).read_text()
     for name in ("pairs", "samples", "best", "recipe", "ladder", "warnings"):
         assert f'id="{name}"' not in page
-    assert 'id="frontier"' in page and "gold against learned" not in page
+    assert 'id="frontier"' in page and "Reward against its proxy" not in page
 
 
 def test_a_broken_comparison_is_named(tmp_path: Path) -> None:

@@ -50,12 +50,15 @@ class Samples:
 
     def generate(self, step: int) -> list[tuple[str, str]]:
         """(prompt, completion) of every prompt, written to ``completions_<step>.parquet``."""
-        rows = [(prompt.text, self._continue(prompt)) for prompt in self.prompts]
+        told = [self._continue(prompt) for prompt in self.prompts]
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in told]
+        rows = [(prompt.text, text) for prompt, text in zip(self.prompts, texts, strict=True)]
         table = pa.table(
             {
                 "step": [step] * len(rows),
                 "prompt": [prompt for prompt, _ in rows],
-                "completion": [completion for _, completion in rows],
+                "completion": texts,
+                "tokens": [len(ids) for ids in told],
             }
         )
         content = io.BytesIO()
@@ -71,14 +74,15 @@ class Samples:
             ) from error
         return rows
 
-    def _continue(self, prompt: SamplePrompt) -> str:
+    def _continue(self, prompt: SamplePrompt) -> list[int]:
+        """The sampled ids, the one that ended them included."""
         ids = torch.tensor([prompt.ids], device=self.policy.device)
         model: Any = self.policy.model
         # Past its last position a model fails (learned positions) or babbles.
         limit = getattr(model.config, "max_position_embeddings", None)
         room = self.max_new_tokens if limit is None else limit - len(prompt.ids)
         if room < 1:
-            return ""
+            return []
         torch.manual_seed(derive(self.seed, "samples"))
         with frozen(model), plain_attention(model):
             out = model.generate(
@@ -93,7 +97,7 @@ class Samples:
                 pad_token_id=self.stop_ids[0] if self.stop_ids else 0,
                 use_cache=True,
             )
-        return self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        return out[0, ids.shape[1] :].tolist()
 
 
 def prompts_of_trees(

@@ -5,7 +5,6 @@ Each function takes values and words and returns one SVG; nothing here knows wha
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -44,8 +43,7 @@ _RIGHT = 24
 class Point(NamedTuple):
     """A value with the ends of its interval (None: not drawn) and a tooltip.
 
-    ``left`` and ``right`` are the ends of an interval of x. To a point that stands ``apart`` no
-    line leads from the one before.
+    ``left`` and ``right`` are the ends of an interval of x.
     """
 
     x: float
@@ -55,7 +53,6 @@ class Point(NamedTuple):
     hint: str = ""
     left: float | None = None
     right: float | None = None
-    apart: bool = False
 
 
 class Series(NamedTuple):
@@ -124,10 +121,8 @@ def line_chart(
         parts.append(line(across(low), up(low), across(high), up(high), "r"))
     for index, one in enumerate(kept):
         places = [(across(p.x), up(p.y)) for p in one.points]
-        starts = [i for i, point in enumerate(one.points) if i == 0 or point.apart]
-        for start, end in itertools.pairwise([*starts, len(places)]):
-            if one.joined and end - start > 1:
-                parts.append(path(places[start:end], index))
+        if one.joined and len(places) > 1:
+            parts.append(path(places, index))
         for point, (px, py) in zip(one.points, places, strict=True):
             if _finite(point.low, point.high):
                 parts.append(whisker(px, up(point.low), up(point.high), index, upright=True))  # type: ignore[arg-type]

@@ -40,7 +40,7 @@ class Base(Lenient):
 
 
 class Examined(Lenient):
-    """One checkpoint of one run."""
+    """One checkpoint of one seed's run."""
 
     method: str
     settings: dict[str, Any] = Field(default_factory=dict[str, Any])
@@ -59,31 +59,41 @@ class Examined(Lenient):
     tokens: int | None = None
 
 
-class FrontierPoint(Lenient):
+class Worth(Lenient):
     """A checkpoint over all seeds."""
 
-    kl: Measured
-    gold: Measured
-    proxy: Measured | None = None
     label: str = ""
     step: int
+    kl: Measured | None = None
+    gold: Measured | None = None
+    proxy: Measured | None = None
+    length: Measured | None = None
+    end_rate: Measured | None = None
+    text_loss: Measured | None = None
 
 
 class Line(Lenient):
-    """The frontier of a method."""
+    """Checkpoints of a method."""
 
     method: str
-    points: list[FrontierPoint]
+    points: list[Worth]
 
 
-class Chosen(Lenient):
-    """The best of a method, chosen on other prompts."""
+class Chosen(Worth):
+    """The best of a method, chosen on other prompts than those that it is examined on."""
 
     method: str
-    settings: dict[str, Any] = Field(default_factory=dict[str, Any])
-    label: str = ""
-    step: int
     chosen_on: str = ""
+    tax: Measured | None = None
+    seconds: float | None = None
+    tokens: float | None = None
+
+
+class Level(Lenient):
+    """All methods at one KL."""
+
+    kl: float
+    gold: dict[str, Measured | None]
 
 
 class Pair(Lenient):
@@ -133,6 +143,11 @@ class Comparison(Lenient):
     base: Base
     points: list[Examined]
     frontier: list[Line]
+    curves: list[Line] = Field(default_factory=list[Line])
+    at_kl: list[Level] = Field(default_factory=list[Level])
+    failed: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
+    left_out: list[Any] = Field(default_factory=list[Any])
+    intervals: str = ""
     chosen: list[Chosen] = Field(default_factory=list[Chosen])
     pairs: list[Pair] = Field(default_factory=list[Pair])
     correction: str = ""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from trimtab.errors import UsageError
@@ -17,13 +16,15 @@ from trimtab.report.blocks import (
     Figure,
     Figures,
     Fold,
+    Notice,
+    Notices,
     Page,
     Prose,
     Samples,
     Section,
     Table,
 )
-from trimtab.report.comparison_file import Chosen, Comparison, Examined, FrontierPoint, Told
+from trimtab.report.comparison_file import Base, Chosen, Comparison, Line, Told
 from trimtab.report.measured import Measured, Place, by_name, plane
 from trimtab.report.run import Run, chain, is_run, load_run
 from trimtab.report.words import count, cut, duration, large, listed, number
@@ -43,14 +44,14 @@ def comparison_page(folder: Path) -> Page:
     found = read.shaped(folder / NAME, Comparison)
     if not found.verdict or not any(line.points for line in found.frontier):
         raise UsageError(f"{folder / NAME}: has no verdict or no points")
-    runs = runs_of(found)
+    runs = runs_of(found, folder)
     sections = [
         Section("frontier", "The frontier", frontier(found)),
         Section("best", "The best of each method", best(found)),
         Section("pairs", "Every pair of methods", pairs(found)),
         Section("samples", "The same prompts, every method", samples(found)),
         _ladder(found),
-        parts.warnings(runs) if runs else Section("warnings", "", []),
+        Section("warnings", "Warnings, and what to do", _warnings(found, runs)),
         Section("points", "Every checkpoint that was examined", [_points(found)]),
         Section("recipe", "Recipe", _recipe(found.recipe)),
         Section("machine", "Budget, versions, seeds, hardware, time", [_machine(found)]),
@@ -65,11 +66,11 @@ def comparison_page(folder: Path) -> Page:
     )
 
 
-def runs_of(found: Comparison) -> list[Run]:
-    """The runs that are still where the file says; a checkpoint's is the folder above it."""
+def runs_of(found: Comparison, folder: Path) -> list[Run]:
+    """The runs that are still in the folder; a checkpoint's is the folder above it."""
     runs: dict[Path, Run] = {}
     for point in found.points:
-        path = Path(point.run)
+        path = folder / point.run
         place = path if is_run(path) else path.parent
         if point.run and place not in runs and is_run(place) and len(runs) < _RUNS:
             try:
@@ -84,106 +85,93 @@ def runs_of(found: Comparison) -> list[Run]:
 
 def frontier(found: Comparison) -> list[Block]:
     """Gold against KL, gold against proxy, length and text loss against KL."""
-    gold, base, many = found.judge.name, found.base, len(found.seeds)
-    over = f"{found.prompts:,} held-out prompts" + (f" and {many} seeds" if many > 1 else "")
+    gold, base = found.judge.name, found.base
     better = "Up" if found.judge.higher_is_better else "Down"
-    drawn = plane(
-        _lines(found, lambda method, point: (point.kl, point.gold)),
-        title=f"{gold} against KL",
-        x=_kl(found),
-        y=gold,
-        caption=f"{better} is better, left is nearer to {base.name}. Every line is one setting "
-        "over its training, every mark a checkpoint, and a method whose marks lie above another's "
-        f"gains more at the same KL. Bars are 95 % intervals over {over}.",
-        base=Place(base.name, _ZERO, base.gold),
-    )
-    drawn += _proxies(found)
-    drawn += _of_points(
-        found,
-        "length",
-        "length, tokens",
-        "Length of answers against KL",
-        "Length that runs away with KL is often what the reward pays for.",
-    )
-    drawn += _of_points(
-        found,
-        "text_loss",
-        "nats a token",
-        "Loss on held-out text against KL",
-        "The tax: how much worse a model has become at text that nobody rewarded; "
-        f"{base.name} is where no KL is spent.",
-    )
-    notes = [Prose(f"KL is {found.kl_estimator}.")] if found.kl_estimator else []
-    return [Figures(drawn), *notes]
+    kl = f"KL to {base.name}, nats a response"
+    drawn = [
+        Figure(
+            plane(
+                _lines(found.frontier, "kl", "gold"),
+                title="Reward against KL",
+                x=kl,
+                y=gold,
+                base=Place(base.name, _ZERO, base.gold),
+                dots=_lines(found.curves, "kl", "gold"),
+            ),
+            f"{better} is better, left is nearer to {base.name}: a method whose line lies above "
+            "another's gains more at the same KL. Lines join the frontier of each method by "
+            f"growing KL; bars are 95 % intervals {_over(found)}.",
+        )
+    ]
+    lines = _lines(found.frontier, "proxy", "gold")
+    if found.proxy is not None and lines:
+        chart = plane(
+            lines,
+            title="Reward against its proxy",
+            x=f"{found.proxy.name}, which was trained on",
+            y=gold,
+            base=None if base.proxy is None else Place(base.name, base.proxy, base.gold),
+        )
+        drawn.append(Figure(chart, _PROXY))
+    for measure, title, unit, says in _BESIDE:
+        lines, start = _lines(found.frontier, "kl", measure), getattr(base, measure)
+        if lines:
+            place = None if start is None else Place(base.name, _ZERO, start)
+            drawn.append(Figure(plane(lines, title=title, x=kl, y=unit, base=place), says))
+    notes = [f"KL is {found.kl_estimator}." if found.kl_estimator else ""]
+    notes.append(f"Intervals: {found.intervals}." if found.intervals else "")
+    return [Figures(drawn), *(Prose(note) for note in notes if note), *_at_kl(found)]
 
 
 _ZERO = Measured(mean=0, low=0, high=0)
-Measures = Callable[[str, FrontierPoint], tuple[Measured | None, Measured | None]]
+_PROXY = (
+    "A line that goes right without going up is over-optimisation: what is gained are mistakes of "
+    "the proxy."
+)
+_BESIDE = (
+    (
+        "length",
+        "Length of answers against KL",
+        "length, tokens",
+        "Length that runs away with KL is often what the reward pays for.",
+    ),
+    (
+        "text_loss",
+        "Loss on held-out text against KL",
+        "nats a token",
+        "The tax: how much worse a model has become at text that nobody rewarded.",
+    ),
+)
 
 
-def _kl(found: Comparison) -> str:
-    return f"KL to {found.base.name}, nats a response"
+def _over(found: Comparison) -> str:
+    seeds = f" and {len(found.seeds)} seeds" if len(found.seeds) > 1 else ""
+    return f"over {found.prompts:,} held-out prompts{seeds}"
 
 
-def _lines(found: Comparison, measures: Measures) -> dict[str, list[Place]]:
-    """By method its checkpoints, setting by setting in the order of training."""
-    lines: dict[str, list[Place]] = {}
-    for line in found.frontier:
-        for point in sorted(line.points, key=lambda point: (point.label, point.step)):
-            across, up = measures(line.method, point)
-            if across is not None and up is not None:
-                name = " ".join([line.method, point.label]).strip()
-                place = Place(f"{name}, step {point.step:,}", across, up, point.label)
-                lines.setdefault(line.method, []).append(place)
-    return lines
+def _lines(lines: Sequence[Line], across: str, up: str) -> dict[str, list[Place]]:
+    """By method its checkpoints that have both measures, by growing ``across``."""
+    found: dict[str, list[Place]] = {}
+    for line in lines:
+        places = [
+            Place(f"{line.method} {point.label}, step {point.step:,}", x, y)
+            for point in line.points
+            if (x := getattr(point, across)) is not None and (y := getattr(point, up)) is not None
+        ]
+        if places:
+            found[line.method] = sorted(places, key=lambda place: place.across.mean)
+    return found
 
 
-def _proxies(found: Comparison) -> list[Figure]:
-    lines = _lines(found, lambda method, point: (point.proxy, point.gold))
-    if found.proxy is None or not lines:
+def _at_kl(found: Comparison) -> list[Block]:
+    """What all methods have gained at the same KL, where they have been there."""
+    methods = list(dict.fromkeys(name for level in found.at_kl for name in level.gold))
+    if not methods:
         return []
-    base = found.base
-    return plane(
-        lines,
-        title=f"{found.judge.name} against {found.proxy.name}",
-        x=f"{found.proxy.name} (proxy, trained on)",
-        y=f"{found.judge.name} (gold)",
-        caption="A line that goes right without going up is over-optimisation: what is gained are "
-        "mistakes of the proxy.",
-        base=None if base.proxy is None else Place(base.name, base.proxy, base.gold),
-    )
-
-
-def _of_points(
-    found: Comparison, measure: str, unit: str, title: str, caption: str
-) -> list[Figure]:
-    def measures(method: str, point: FrontierPoint) -> tuple[Measured, Measured | None]:
-        return point.kl, _over_seeds(found, method, point, measure)
-
-    lines = _lines(found, measures)
-    if not lines:
-        return []
-    start = getattr(found.base, measure)
-    base = None if start is None else Place(found.base.name, _ZERO, start)
-    return plane(lines, title=title, x=_kl(found), y=unit, caption=caption, base=base)
-
-
-def _same(found: Comparison, method: str, point: FrontierPoint | Chosen) -> list[Examined]:
-    return [
-        one
-        for one in found.points
-        if one.method == method and one.label == point.label and one.step == point.step
-    ]
-
-
-def _over_seeds(
-    found: Comparison, method: str, point: FrontierPoint | Chosen, measure: str
-) -> Measured | None:
-    """A measure of a checkpoint: its own with one seed, the mean of all with several."""
-    known = [one for p in _same(found, method, point) if (one := getattr(p, measure)) is not None]
-    if len(known) == 1:
-        return known[0]
-    return Measured(mean=fmean(one.mean for one in known)) if known else None
+    rows = [[name, *(_cell(level.gold.get(name), 3) for level in found.at_kl)] for name in methods]
+    head = ["method", *(f"{number(level.kl)} nats" for level in found.at_kl)]
+    caption = f"{found.judge.name} at equal KL, interpolated along each frontier"
+    return [Table(caption, head, rows, tuple(range(1, len(head))))]
 
 
 # ---------------------------------------------------------------------- tables
@@ -193,63 +181,51 @@ def best(found: Comparison) -> list[Block]:
     """What each method's chosen checkpoint is worth, and what it cost."""
     if not found.chosen:
         return []
-    head = ["method", "setting", "step", found.judge.name]
-    head += [found.proxy.name] if found.proxy else []
-    head += ["KL, nats"]
-    rows = [_worth(found, None), *(_worth(found, one) for one in found.chosen)]
-    cost = ["method", "length, tokens", "answers that end", "text loss", "time", "tokens"]
-    costs = [_cost(found, None), *(_cost(found, one) for one in found.chosen)]
-    on = {one.chosen_on for one in found.chosen if one.chosen_on}
-    said = f"Chosen on {listed(sorted(on))}; " if on else ""
+    on = sorted({one.chosen_on for one in found.chosen if one.chosen_on})
+    said = f"Chosen on {listed(on)}, examined" if on else "Examined"
     golds = {found.base.name: found.base.gold}
-    for one in found.chosen:
-        if (point := _point(found, one)) is not None:
-            golds[one.method] = point.gold
+    golds |= {one.method: one.gold for one in found.chosen if one.gold is not None}
     chart = by_name(
         golds,
-        title=f"{found.judge.name} of the best of each method",
+        title="Reward of the best of each method",
         unit=f"{found.judge.name}, 95 % intervals",
         reference=(found.base.gold.mean, found.base.name),
     )
+    proxy = [found.proxy.name] if found.proxy else []
+    head = ["method", "setting", "step", found.judge.name, *proxy, "KL, nats"]
+    rows = [_worth(found, None), *(_worth(found, one) for one in found.chosen)]
+    cost = ["method", *_COSTS, "time", "tokens"]
+    costs = [_cost(found.base.name, found.base), *(_cost(o.method, o) for o in found.chosen)]
     return [
-        Figures([Figure(chart, f"{said}examined on {found.prompts:,} held-out prompts.")]),
+        Figures([Figure(chart, f"{said} on {found.prompts:,} held-out prompts.")]),
         Table("What it is worth", head, rows, tuple(range(2, len(head)))),
         Table("What came with it, and what it cost", cost, costs, tuple(range(1, len(cost)))),
     ]
 
 
-def _point(found: Comparison, one: Chosen) -> FrontierPoint | None:
-    for line in found.frontier:
-        for point in line.points:
-            if (line.method, point.label, point.step) == (one.method, one.label, one.step):
-                return point
-    return None
+_COSTS = {  # heading -> measure, decimals
+    "length, tokens": ("length", 1),
+    "answers that end": ("end_rate", 3),
+    "loss on text": ("text_loss", 4),
+    "more than at the start": ("tax", 4),
+}
 
 
 def _worth(found: Comparison, one: Chosen | None) -> list[str]:
     if one is None:
-        name, gold, proxy, kl = [found.base.name, "", ""], found.base.gold, found.base.proxy, "0"
+        name, worth, kl = [found.base.name, "", ""], found.base, "0"
     else:
-        point = _point(found, one)
-        gold, proxy = (None, None) if point is None else (point.gold, point.proxy)
-        kl = _cell(None if point is None else point.kl, 2)
-        name = [one.method, one.label, f"{one.step:,}"]
-    return [*name, _cell(gold, 3), *([_cell(proxy, 3)] if found.proxy else []), kl]
+        name, worth, kl = [one.method, one.label, f"{one.step:,}"], one, _cell(one.kl, 2)
+    return [*name, _cell(worth.gold, 3), *([_cell(worth.proxy, 3)] if found.proxy else []), kl]
 
 
-def _cost(found: Comparison, one: Chosen | None) -> list[str]:
-    measures = (("length", 1), ("end_rate", 3), ("text_loss", 4))
-    if one is None:
-        cells = [_cell(getattr(found.base, name), places) for name, places in measures]
-        return [found.base.name, *cells, "", ""]
-    same = _same(found, one.method, one)
-    seconds = [p.seconds for p in same if p.seconds is not None]
-    tokens = [p.tokens for p in same if p.tokens is not None]
+def _cost(name: str, one: Base | Chosen) -> list[str]:
+    seconds, tokens = getattr(one, "seconds", None), getattr(one, "tokens", None)
     return [
-        one.method,
-        *(_cell(_over_seeds(found, one.method, one, name), places) for name, places in measures),
-        duration(fmean(seconds)) if seconds else "",
-        large(fmean(tokens)) if tokens else "",
+        name,
+        *(_cell(getattr(one, measure, None), places) for measure, places in _COSTS.values()),
+        "" if seconds is None else duration(seconds),
+        "" if tokens is None else large(tokens),
     ]
 
 
@@ -349,6 +325,16 @@ def _facts(one: Told, found: Comparison) -> list[str]:
 
 
 # ---------------------------------------------------------------------- how it was made
+
+
+def _warnings(found: Comparison, runs: Sequence[Run]) -> list[Block]:
+    """Runs that failed, what had to be left out, and the diagnoses of the runs."""
+    notices = [
+        Notice(f"failed: {one.get('cell', '')}", str(one.get("error", ""))) for one in found.failed
+    ]
+    notices += [Notice("left out", str(one)) for one in found.left_out]
+    blocks: list[Block] = [Notices(notices)] if notices else []
+    return [*blocks, *(parts.warnings(runs).blocks if runs else [])]
 
 
 def _ladder(found: Comparison) -> Section:

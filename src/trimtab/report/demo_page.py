@@ -219,24 +219,21 @@ def charts(found: Summary, ladder: Path, runs: Sequence[Run]) -> list[Block]:
     drawn: list[Figure] = []
     if all("kl" in one and "gold_reward" in one for one in models.values()):
         places = {n: [Place(n, one["kl"], one["gold_reward"])] for n, one in models.items()}
-        drawn += plane(
-            places,
-            title="Gold reward against KL",
-            x="KL to sft, nats a story",
-            y="gold reward",
-            caption=_FRONTIER,
+        chart = plane(
+            places, title="Gold reward against KL", x="KL to sft, nats a story", y="gold reward"
         )
+        drawn.append(Figure(chart, _FRONTIER))
     if all("learned_reward" in one and "gold_reward" in one for one in models.values()):
         places = {
             n: [Place(n, one["learned_reward"], one["gold_reward"])] for n, one in models.items()
         }
-        drawn += plane(
+        chart = plane(
             places,
             title="Gold against learned reward",
             x="learned reward (proxy)",
             y="gold reward",
-            caption=_PROXY,
         )
+        drawn.append(Figure(chart, _PROXY))
     wins = {n: one["win_rate"] for n, one in models.items() if n != REFERENCE and "win_rate" in one}
     if wins:
         chart = by_name(

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from trimtab.report.blocks import Figure
 from trimtab.report.charts import Axis, Group, Point, Series, interval_chart, line_chart
-from trimtab.report.svg import SERIES_COUNT, bare, scale
+from trimtab.report.panels import Panel, panel_chart
+from trimtab.report.svg import SERIES_COUNT, bare
 from trimtab.report.words import interval
 
 
@@ -37,15 +37,11 @@ class Measured(Lenient):
 
 
 class Place(NamedTuple):
-    """A model between two measures, each with its interval.
-
-    ``line`` names the line that it is a point of, where a name has several.
-    """
+    """A model between two measures, each with its interval."""
 
     name: str
     across: Measured
     up: Measured
-    line: str = ""
 
 
 def by_name(
@@ -67,44 +63,35 @@ def plane(
     title: str,
     x: str,
     y: str,
-    caption: str,
     base: Place | None = None,
-) -> list[Figure]:
-    """Every name's places through one chart; several with the same axes where they are too many.
+    dots: Mapping[str, Sequence[Place]] | None = None,
+) -> str:
+    """Every name's places through one chart; a panel each where they are more than it holds.
 
-    ``base`` is in each of them.
+    ``base`` is where all start. ``dots`` are further places of a name, which only panels have room
+    for.
     """
-    start = {} if base is None else {base.name: [base]}
-    every = list(lines.items())
-    count = -(-len(every) // (SERIES_COUNT - len(start)))
-    places = [*(one for line in lines.values() for one in line), *([base] if base else [])]
-    across = _axis(x, [one.across for one in places])
-    up = _axis(y, [one.up for one in places])
-    drawn: list[Figure] = []
-    for part in range(count):
-        some = every[len(every) * part // count : len(every) * (part + 1) // count]
+    if len(lines) + (base is not None) <= SERIES_COUNT:
+        start = {} if base is None else {base.name: [base]}
         series = [
-            Series(name, _points(line), joined=len(line) > 1)
-            for name, line in [*start.items(), *some]
+            Series(name, [_point(one) for one in line], joined=len(line) > 1)
+            for name, line in [*start.items(), *lines.items()]
         ]
-        named = title if count == 1 else f"{title} ({part + 1} of {count})"
-        chart = line_chart(series, title=named, x=across, y=up)
-        drawn.append(Figure(bare(chart), caption if part == 0 else "More methods, the same axes."))
-    return drawn
+        return bare(line_chart(series, title=title, x=Axis(x), y=Axis(y)))
+    panels = [
+        Panel(
+            name,
+            [_point(one) for one in line],
+            [_point(one) for one in (dots or {}).get(name, []) if one not in line],
+        )
+        for name, line in lines.items()
+    ]
+    start_at = None if base is None else _point(base)
+    note = "Grey: the other methods."
+    return bare(panel_chart(panels, title=title, x=Axis(x), y=Axis(y), note=note, start=start_at))
 
 
-def _axis(label: str, measured: Sequence[Measured]) -> Axis:
-    """An axis over all that is drawn, intervals included."""
-    values = [v for one in measured for v in (one.mean, one.low, one.high) if v is not None]
-    span = scale(Axis(label), values, 0, 1)
-    return Axis(label, span.low, span.high)
-
-
-def _points(line: Sequence[Place]) -> list[Point]:
-    points: list[Point] = []
-    for place, one in enumerate(line):
-        hint = f"{one.name}: {one.up.words()} at {one.across.words(2)}"
-        x, y = one.across, one.up
-        apart = place > 0 and one.line != line[place - 1].line
-        points.append(Point(x.mean, y.mean, y.low, y.high, hint, x.low, x.high, apart))
-    return points
+def _point(one: Place) -> Point:
+    hint = f"{one.name}: {one.up.words()} at {one.across.words(2)}"
+    x, y = one.across, one.up
+    return Point(x.mean, y.mean, y.low, y.high, hint, x.low, x.high)
