@@ -223,6 +223,18 @@ class OnPolicy(Stage):
         experience.responses |= {"score": torch.where(valid, scores, 0.0), "valid": valid}
         experience.responses |= columns
 
+    def rewards_of(
+        self, trees: Sequence[TokenTree], ended: Sequence[bool]
+    ) -> dict[str, list[float]]:
+        """Rewards of one response to each of some prompts, under the names of completion tables."""
+        experience = Experience(-1, list(trees), list(range(len(trees))))
+        experience.responses["ended"] = torch.tensor(ended)
+        self.judged(experience)
+        r = experience.responses
+        score = torch.where(r["valid"], r["score"], math.nan)
+        found = {name.removesuffix("/mean"): v.tolist() for name, v in reward_columns(r)}
+        return {"reward": score.tolist(), **found}
+
     def _asked(self, experience: Experience) -> list[Asked]:
         asked: list[Asked] = []
         ended = experience.responses["ended"].tolist()
