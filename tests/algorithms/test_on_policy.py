@@ -234,13 +234,22 @@ def test_reward_rises(world: World, verb: str) -> None:
 
 def test_rewards_of_several_sources_are_summed(world: World) -> None:
     file = world.root / "rewards.py"
-    found = run(
+    whole = run(
         world,
         "ppo",
         reward_funcs=[f"{file}:vowels", f"{file}:dots"],
         reward_weights=[2.0, 0.5],
         max_steps=1,
-    ).trained[0]
+        sample_prompts=2,
+    )
+    found = whole.trained[0]
+    samples = pq.read_table(whole.folder / "completions" / "completions_00001.parquet").to_pylist()
+    for one in samples:
+        assert one["reward"] == pytest.approx(2 * one["rewards/vowels"] + 0.5 * one["rewards/dots"])
+        assert one["rewards/vowels"] == pytest.approx(
+            sum(map(one["completion"].count, "aeiou")) / 10
+        )
+        assert one["tokens"] > 0
     expected = 2 * found["rewards/vowels/mean"] + 0.5 * found["rewards/dots/mean"]
     assert found["reward"] == pytest.approx(expected, rel=1e-6)
     assert found["objective/scores"] == pytest.approx(expected, rel=1e-6)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from trimtab.catalogue.metrics import METRICS, metric_of
 from trimtab.cli import main
-from trimtab.cli.explain.metrics import METRICS, metric_of
 from trimtab.cli.explain.sources import SOURCES, explain
 from trimtab.config import VERBS
 from trimtab.config.loss_schema import loss_schemas
@@ -55,7 +55,8 @@ def test_metrics_read_by_diagnoses_exist() -> None:
 
 
 def test_every_metric_is_one_that_the_source_writes() -> None:
-    every = [path for path in (ROOT / "src").rglob("*.py") if path.parent.name != "explain"]
+    ours = ("catalogue", "explain", "report")  # which tell of metrics, and write none
+    every = [path for path in (ROOT / "src").rglob("*.py") if path.parent.name not in ours]
     source = "".join(path.read_text(encoding="utf-8") for path in every)
     for one in METRICS:
         if "<" in one.name:

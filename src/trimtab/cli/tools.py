@@ -12,6 +12,7 @@ from trimtab.cli.data_verbs import check, inspect
 from trimtab.cli.demo_verb import demo
 from trimtab.cli.evaluate_verb import evaluate
 from trimtab.cli.explain.command import explain
+from trimtab.cli.report_verb import report
 from trimtab.cli.sample_verb import sample
 from trimtab.cli.score_verb import score
 
@@ -30,6 +31,7 @@ TOOLS: dict[str, Verb | dict[str, Verb]] = {
     "demo": demo,
     "evaluate": evaluate,
     "explain": explain,
+    "report": report,
     "sample": sample,
     "score": score,
     "verify-loss": _verify_loss,

@@ -2,7 +2,6 @@
 
     command    the verb
     entry      what is said of a name
-    metrics    every number of metrics.jsonl, from two tables: formula, unit, healthy range, paper
     sources    where entries come from, by kind: ``SOURCES`` is the registry, and a further kind of
                names is one more line of it
 

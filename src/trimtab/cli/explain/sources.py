@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from trimtab.catalogue.metrics import METRICS, metric_of
 from trimtab.cli.explain.entry import Entry, entry
-from trimtab.cli.explain.metrics import METRICS, metric_of
 from trimtab.cli.texts import TRAINING
 from trimtab.config.diagnoses import FAMILIES
 from trimtab.config.hints import ALIASES, EXPLAINED, LOSS_TYPES, RENAMED
