@@ -201,6 +201,11 @@ def cluster_numbers(clusters: Sequence[Hashable] | NDArray[np.int64]) -> NDArray
     return np.array([names.setdefault(key, len(names)) for key in keys], dtype=np.int64)
 
 
+def resample_counts(resamples: int, size: int, seed: int = 0) -> NDArray[np.float64]:
+    """[resamples, size] how often each of ``size`` things is in each bootstrap resample."""
+    return _counts(np.random.Generator(np.random.Philox(key=seed)), resamples, size)
+
+
 def _counts(draws: np.random.Generator, resamples: int, size: int) -> NDArray[np.float64]:
     """[resamples, size] how often each of ``size`` things is drawn in ``size`` draws."""
     drawn = draws.integers(size, size=(resamples, size))
