@@ -15,8 +15,8 @@ from trimtab.evaluation.diversity import (
     self_bleu_interval,
 )
 
-CAT = "the cat sat on the mat".split()
-DOG = "the dog sat on the mat".split()
+CAT = ["the", "cat", "sat", "on", "the", "mat"]
+DOG = ["the", "dog", "sat", "on", "the", "mat"]
 
 
 def test_distinct_n_by_hand() -> None:
@@ -76,11 +76,11 @@ def test_self_bleu_by_hand() -> None:
 
 def test_the_nearest_length_counts_and_the_most_matches_of_any_other() -> None:
     """Of five words; references of four and six are as near, and the shorter one is taken."""
-    own = "a b c d e".split()
-    found = self_bleu([own, "a b c d".split(), "x b c d e f".split()])[0]
+    own = ["a", "b", "c", "d", "e"]
+    found = self_bleu([own, ["a", "b", "c", "d"], ["x", "b", "c", "d", "e", "f"]])[0]
     # Every n-gram is in one of the others; the longer one alone would cost exp(1 - 6/5).
     assert found == pytest.approx(1.0)
-    assert self_bleu([own, "x b c d e f".split()])[0] == pytest.approx(
+    assert self_bleu([own, ["x", "b", "c", "d", "e", "f"]])[0] == pytest.approx(
         math.exp(1 - 6 / 5) * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
     )
 

@@ -32,12 +32,12 @@ def test_all_won_is_no_certainty() -> None:
 
 
 def test_a_win_by_length_is_none_at_equal_length() -> None:
-    """The longer one always wins, and the model is the longer one of three in four."""
-    contests = [Contest(i, float(i % 4 > 0), 100 if i % 4 else -100) for i in range(200)]
-    found = win_rate(contests)
-    assert found["win_rate"]["value"] == 0.75
+    """The longer one wins nine times of ten, and the model is the longer one of three in four."""
+    longer = [100 if i % 4 else -100 for i in range(400)]
+    wins = [float((d > 0) != (i % 10 == 0)) for i, d in enumerate(longer)]
+    found = win_rate([Contest(i, w, d) for i, (w, d) in enumerate(zip(wins, longer, strict=True))])
+    assert found["win_rate"]["value"] > 0.65 and found["win_rate"]["low"] > 0.6
     controlled = found["length_controlled"]
     assert controlled["low"] < 0.5 < controlled["high"]
-    assert controlled["value"] == pytest.approx(0.5, abs=0.1)
-    fair = win_rate([c._replace(outcome=float(i % 3 > 0)) for i, c in enumerate(contests)])
+    fair = win_rate([Contest(i, float(i % 3 > 0), d) for i, d in enumerate(longer)])
     assert fair["length_controlled"]["value"] == pytest.approx(2 / 3, abs=0.03)
