@@ -41,7 +41,8 @@ class SampleOptions:
     """What is sampled; the command line's options have the same names.
 
     ``top_k`` 0 and ``top_p`` 1 are the whole distribution, ``temperature`` 0 is greedy.
-    ``max_completion_length`` counts tokens. ``batch_slots`` responses run at a time.
+    ``max_completion_length`` counts tokens. ``batch_slots`` responses run at a time. ``count``
+    adds a column ``tokens``, the number of each response's.
     """
 
     model_name_or_path: str
@@ -60,6 +61,7 @@ class SampleOptions:
     batch_slots: int = 64
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     restart: bool = False
+    count: bool = False
 
     @property
     def params(self) -> SamplingParams:
@@ -193,6 +195,7 @@ class _Sampling:
             **{name: getattr(options, name) for name in names.split()},
             # What auto chooses is measured; a run that goes on keeps what was chosen first.
             "precision": None if options.precision == "auto" else options.precision,
+            **({"count": True} if options.count else {}),
         }
 
     def _generation_config(self) -> Any:
@@ -283,6 +286,9 @@ class _Sampling:
         if example.weight != 1:
             more["weight"] = example.weight
         extras = {name: value for name, value in example.extras.items() if name not in _OURS}
+        if self.options.count:
+            more["tokens"] = [len(one.ids) for one in rollouts]
+            extras.pop("tokens", None)
         ended = [one.ended for one in rollouts]
         return {"prompt": asked.prompt, "responses": responses, "ended": ended, **more, **extras}
 
