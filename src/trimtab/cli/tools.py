@@ -11,6 +11,7 @@ from trimtab.cli.data_verbs import check, inspect
 from trimtab.cli.demo_verb import demo
 from trimtab.cli.evaluate_verb import evaluate
 from trimtab.cli.explain.command import explain
+from trimtab.cli.recipes_verb import cp, ls, show
 from trimtab.cli.sample_verb import sample
 from trimtab.cli.score_verb import score
 
@@ -28,12 +29,14 @@ TOOLS: dict[str, Verb | dict[str, Verb]] = {
     "demo": demo,
     "evaluate": evaluate,
     "explain": explain,
+    "recipes": {"ls": ls, "show": show, "cp": cp},
     "sample": sample,
     "score": score,
     "verify-loss": _verify_loss,
 }
 _HELP = {
     "data": "Look at data before training on it.",
+    "recipes": "List, show and copy the recipes that come with trimtab.",
     "verify-loss": "Put a preference loss on the bench: a built-in one, or FILE.py:FUNCTION.",
 }
 # Whose options cyclopts does not know: a loss's hyper-parameters, and their own --help.
