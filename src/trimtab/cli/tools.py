@@ -9,6 +9,7 @@ from cyclopts import App, Group, Parameter
 
 from trimtab.cli.data_verbs import check, inspect
 from trimtab.cli.demo_verb import demo
+from trimtab.cli.doctor_verb import doctor
 from trimtab.cli.evaluate_verb import evaluate
 from trimtab.cli.explain.command import explain
 from trimtab.cli.recipes_verb import cp, ls, show
@@ -27,6 +28,7 @@ def _verify_loss(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True, sh
 TOOLS: dict[str, Verb | dict[str, Verb]] = {
     "data": {"inspect": inspect, "check": check},
     "demo": demo,
+    "doctor": doctor,
     "evaluate": evaluate,
     "explain": explain,
     "recipes": {"ls": ls, "show": show, "cp": cp},
