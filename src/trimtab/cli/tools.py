@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import App, Group, Parameter
 
+from trimtab.cli.chat_verb import chat
 from trimtab.cli.data_verbs import check, inspect
 from trimtab.cli.demo_verb import demo
 from trimtab.cli.doctor_verb import doctor
@@ -26,6 +27,7 @@ def _verify_loss(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True, sh
 
 
 TOOLS: dict[str, Verb | dict[str, Verb]] = {
+    "chat": chat,
     "data": {"inspect": inspect, "check": check},
     "demo": demo,
     "doctor": doctor,
