@@ -13,6 +13,7 @@ from trimtab.cli.demo_verb import demo
 from trimtab.cli.doctor_verb import doctor
 from trimtab.cli.evaluate_verb import evaluate
 from trimtab.cli.explain.command import explain
+from trimtab.cli.export_verb import export
 from trimtab.cli.recipes_verb import cp, ls, show
 from trimtab.cli.sample_verb import sample
 from trimtab.cli.score_verb import score
@@ -33,6 +34,7 @@ TOOLS: dict[str, Verb | dict[str, Verb]] = {
     "doctor": doctor,
     "evaluate": evaluate,
     "explain": explain,
+    "export": export,
     "recipes": {"ls": ls, "show": show, "cp": cp},
     "sample": sample,
     "score": score,
