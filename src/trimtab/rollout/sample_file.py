@@ -148,7 +148,9 @@ class _Sampling:
         self.model = load.locate(options.model_name_or_path)
         progress.note(self.model.notice)
         self.tokenizer: Any = load.load_tokenizer(self.model, key="model_name_or_path")
-        self.renderer = ChatRenderer(self.tokenizer, generation_config=self._generation_config())
+        self.renderer = ChatRenderer(
+            self.tokenizer, generation_config=load.generation_config(self.model)
+        )
         self.tally = _Tally()
 
     def run(self) -> list[str]:
@@ -198,16 +200,6 @@ class _Sampling:
             **({"count": True} if options.count else {}),
         }
 
-    def _generation_config(self) -> Any:
-        from transformers import GenerationConfig
-
-        from trimtab.models.load import base_of
-
-        folder = base_of(self.model).folder
-        if not (folder / "generation_config.json").is_file():
-            return None
-        return GenerationConfig.from_pretrained(folder)
-
     # ------------------------------------------------------------------ sampling
 
     def _sample(self, asked: Sequence[Asked], journal: SampleJournal, chunk: int) -> None:
@@ -248,6 +240,7 @@ class _Sampling:
         """The model, loaded in its precision, and what samples from it."""
         import torch
 
+        from trimtab.models.device import best_device
         from trimtab.models.load import load_model
         from trimtab.rollout.sampler import Sampler
         from trimtab.training.precision import choose_precision
@@ -255,7 +248,7 @@ class _Sampling:
         self.progress.stage("loading the model")
         config = config_of(self.model)
         width = config.get("hidden_size") or config.get("n_embd") or 1024
-        device = _device()
+        device = best_device()
         chosen = choose_precision(journal.settings["precision"] or "auto", device, int(width))
         journal.begin({"precision": chosen.name})
         model = load_model(self.model, dtype=chosen.dtype, device=device)
@@ -354,11 +347,3 @@ def _short(text: Text) -> str:
         text = str(text[-1].get("content") or "")
     text = " ".join(text.split())
     return repr(text if len(text) <= _WIDTH else f"{text[: _WIDTH - 3]}...")
-
-
-def _device() -> Any:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
