@@ -15,9 +15,11 @@ from tests.data.mask_checks import assistant, user
 from tests.data.test_chat import CHATML, CONTROL
 
 from trimtab.cli import main
+from trimtab.config.data_keys import DatasetSpec
 from trimtab.data.doctor.check import CheckOptions, Diagnosis, check_files, diagnose
 from trimtab.data.doctor.faults import BY_NAME, FAULTS, SEVERITIES
-from trimtab.errors import UsageError
+from trimtab.data.sources import load_examples
+from trimtab.errors import DataError, UsageError
 
 
 def write(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> str:
@@ -456,3 +458,29 @@ def test_torch_is_not_imported(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert done.stdout.rstrip().endswith("set()"), done.stderr
+
+
+# ---------------------------------------------------------------------- the doctor and training
+
+
+@pytest.mark.parametrize(("opposed", "refused"), [(1, False), (6, False), (7, True)])
+def test_ranks_against_scores_are_judged_as_in_training(
+    opposed: int, refused: bool, tmp_path: Path
+) -> None:
+    """A row that disagrees is a warning and is trained on; more than half of them are neither."""
+    rows = CLEAN["ranked"]()
+    for row in rows[:opposed]:
+        row["scores"] = [0.5, 0.9, 0.1]  # of the ranks 2, 3, 1
+    path = write(tmp_path, rows)
+    name = "ranks-turned-round" if refused else "order-against-scores"
+    found = diagnose(CheckOptions(files=[path]))
+    assert lines(found) == {name: list(range(1, opposed + 1))}
+    assert found.failed is refused
+    spec = DatasetSpec(path=path)
+    if refused:
+        detail = f"in {3 * opposed} of the 36 pairs of this source that have both"
+        assert found.findings[0].detail == f"{path}: {detail}"
+        with pytest.raises(DataError, match=detail):
+            load_examples([spec], accept={"ranked"})
+    else:
+        assert load_examples([spec], accept={"ranked"}).report.sources[0].used == COUNT
