@@ -54,6 +54,11 @@ _HELP = {
 _RAW = {"compare", "verify-loss"}
 
 
+def help_of(name: str) -> str:
+    """What is said of a tool that has no docstring of its own, or nothing."""
+    return _HELP.get(name, "")
+
+
 def add_tools(app: App, group: Group) -> None:
     """Give ``app`` every tool, in alphabetical order."""
     for name, verb in sorted(TOOLS.items()):
