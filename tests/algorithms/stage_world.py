@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 import trimtab
 from trimtab.algorithms.run import RunResult
-from trimtab.cli.explain.metrics import metric_of
+from trimtab.catalogue.metrics import metric_of
 from trimtab.training.metrics import read_metrics, without_timings
 
 
@@ -82,7 +82,7 @@ class Run:
         self.results = result.results
         self.records = list(read_metrics(self.folder / "metrics.jsonl"))
         unknown = {name for record in self.records for name in record if metric_of(name) is None}
-        assert not unknown, "cli/explain/metrics.py has to explain every name that is logged"
+        assert not unknown, "catalogue/metrics.py has to explain every name that is logged"
 
     @property
     def trained(self) -> list[dict[str, Any]]:

@@ -236,6 +236,10 @@ def test_training_learns_an_order(world: World, tmp_path: Path) -> None:
     assert first["eval_accuracy"] < 0.75 and last["eval_accuracy"] > 0.9
     assert last["eval_accuracy_ci95"][0] > 0.8 and last["eval_margin"] > 1.0
     assert last["eval_pairs"] == 60
+    bins = last["eval_confidence"]
+    assert len(bins) == 3 and sum(one["n"] for one in bins) == 60
+    right = sum(one["n"] * one["value"] for one in bins) / 60
+    assert right == pytest.approx(last["eval_accuracy"])
     assert {"accuracy", "margin", "mean_reward", "loss"} <= run.trained[-1].keys()
 
 

@@ -58,6 +58,10 @@ def test_every_verb_ends_in_a_model_folder(
     assert run.results[metric] == run.evaluated[1][metric]
     assert run.results["eval_loss_before"] == run.evaluated[0]["eval_loss"]
     assert run.results["steps"] == 3 and run.results["rows"] == 12
+    about = json.loads((run.folder / "about.json").read_text())
+    assert about["parameters"] >= about["trained_parameters"] > 0 and about["rows"] > 0
+    assert any(1 in part["trained"] for part in about["example"]["segments"])
+    assert (run.folder / "report.html").stat().st_size < 100_000
     assert run.trained[-1]["epoch"] == 1.0
     assert json.loads((run.folder / "run.json").read_text())["state"] == "finished"
     AutoModelForCausalLM.from_pretrained(run.folder)

@@ -15,6 +15,7 @@ from trimtab.evaluation.reward_statistics import (
     against_gold,
     calibration,
     calibration_slope,
+    confidence_curve,
     difference,
     equal_mass,
     expected_error,
@@ -122,6 +123,18 @@ def test_a_calibrated_model_is_found_so_and_one_with_doubled_scores_is_not() -> 
     assert double["slope"]["low"] < 0.5 < double["slope"]["high"] < 0.6
     assert double["brier"]["value"] > exact["brier"]["value"]
     assert double["log_loss"]["value"] > exact["log_loss"]["value"]
+
+
+def test_scores_that_are_as_often_right_as_they_are_sure() -> None:
+    found = Comparisons.of(bradley_terry(4000, seed=3))
+    for factor, too_sure in ((1.0, False), (3.0, True)):
+        curve = confidence_curve(factor * found.gap, found.prompt)
+        assert [one["predicted"] for one in curve] == sorted(one["predicted"] for one in curve)
+        assert curve[0]["predicted"] >= 0.5 and sum(one["n"] for one in curve) == len(found)
+        worse = [one["predicted"] > one["high"] for one in curve]
+        assert sum(worse) >= 5 if too_sure else sum(worse) <= 1
+    (one,) = confidence_curve(np.array([math.log(3), -math.log(3)]), np.array([0, 1]))
+    assert one["predicted"] == pytest.approx(0.75) and one["value"] == 0.5
 
 
 def test_the_preferred_one_always_first_would_condemn_a_calibrated_model() -> None:

@@ -250,7 +250,7 @@ class Watch:
 
 
 # What differs from one run of a recipe to the next: times, and the account of the starts.
-_OWN = {"run.json", "environment.json", "selfcheck.json", ".lock"}
+_OWN = {"run.json", "environment.json", "selfcheck.json", "report.html", ".lock"}
 
 
 def outcome(folder: Path) -> dict[str, Any]:

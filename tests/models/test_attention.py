@@ -25,6 +25,7 @@ from trimtab.models.attention import (
     uninstall,
 )
 from trimtab.models.attention_kernels import (
+    batched_attention,
     block_attention,
     block_attention_works,
     dense_attention,
@@ -139,6 +140,8 @@ def test_blocks_and_masks_equal_paths(
     masked = masked_attention(*inputs, plan, window=window, scale=SCALE)
     assert worst(blocks, expected) < 1e-12
     assert worst(value_and_gradients(masked, inputs), expected) < 1e-12
+    batched = batched_attention(*inputs, plan, window=window, scale=SCALE, run_tokens=64)
+    assert worst(value_and_gradients(batched, inputs), expected) < 1e-12
 
 
 @settings(max_examples=60, deadline=None)
@@ -197,8 +200,12 @@ def test_softcap_and_sinks_equal_paths() -> None:
         masked = masked_attention(
             *inputs, plan, window=window, scale=SCALE, softcap=softcap, sinks=used
         )
-        pair = value_and_gradients(masked, leaves), value_and_gradients(expected, leaves)
-        assert worst(*pair) < 1e-12
+        wanted = value_and_gradients(expected, leaves)
+        assert worst(value_and_gradients(masked, leaves), wanted) < 1e-12
+        batched = batched_attention(
+            *inputs, plan, window=window, scale=SCALE, softcap=softcap, sinks=used, run_tokens=64
+        )
+        assert worst(value_and_gradients(batched, leaves), wanted) < 1e-12
 
 
 def test_oracle_comparison_rejects_wrong_plans() -> None:
@@ -218,6 +225,8 @@ def test_oracle_comparison_rejects_wrong_plans() -> None:
         expected = value_and_gradients(oracle(*inputs, batch.spans, window=right), inputs)
         masked = masked_attention(*inputs, wrong_plan, window=window, scale=SCALE)
         assert worst(value_and_gradients(masked, inputs), expected) > 1e-2, name
+        batched = batched_attention(*inputs, wrong_plan, window=window, scale=SCALE)
+        assert worst(value_and_gradients(batched, inputs), expected) > 1e-2, name
         if name != "window on the packed index":  # blocks know depth from the spans alone
             blocks = by_blocks(*inputs, wrong_plan, window)
             assert worst(value_and_gradients(blocks, inputs), expected) > 1e-2, name

@@ -66,6 +66,9 @@ def test_the_demo_leaves_every_number_and_a_seed_fixes_them(
     for one in found["frontier"]:
         assert one["points"][-1]["gold"] == found["models"][one["method"]]["gold_reward"]
     assert (first / "frontier.svg").read_text().startswith("<svg")
+    assert f"report: {first / 'report.html'}" in said
+    page = (first / "report.html").read_text()
+    assert all(f'id="{part}"' in page for part in ("charts", "samples", "calibration", "tokens"))
     asked, answered = (
         prompts(first / "data" / f"{name}.jsonl") for name in ("prompts", "rankings")
     )

@@ -18,7 +18,7 @@ from trimtab.algorithms.recipe_reward import centring, choose_pad
 from trimtab.algorithms.recipe_rows import RecipeRows
 from trimtab.algorithms.reward import RewardModelling
 from trimtab.algorithms.rows import Rows
-from trimtab.algorithms.samples import SamplePrompt, Samples, prompts_of_trees
+from trimtab.algorithms.samples import Rewards, SamplePrompt, Samples, prompts_of_trees
 from trimtab.algorithms.stage import Mix, Stage
 from trimtab.algorithms.stream import TreeStream
 from trimtab.config.classify_recipe import ClassifyRecipe
@@ -134,7 +134,7 @@ class _Builder:
             tokenizer=self.tokenizer,
             stop_ids=tuple(sorted(self.renderer.stop_ids)),
             precision=chosen,
-            samples=self._samples(policy, train, held_out),
+            samples=self._samples(policy, train, held_out, getattr(stage, "rewards_of", None)),
             longest=longest,
             source=recipe.model_name_or_path,
             rows=every,
@@ -269,7 +269,9 @@ class _Builder:
 
     # ------------------------------------------------------------------ samples
 
-    def _samples(self, policy: Policy, train: Rows, held_out: Rows | None) -> Samples | None:
+    def _samples(
+        self, policy: Policy, train: Rows, held_out: Rows | None, rewards: Rewards | None
+    ) -> Samples | None:
         wanted = self.recipe.sample_prompts
         if not wanted:
             return None
@@ -289,6 +291,7 @@ class _Builder:
             max_new_tokens=self.recipe.sample_max_new_tokens,
             folder=self.folder / "completions",
             seed=self.recipe.seed,
+            rewards=rewards,
         )
 
     def _prompt(self, text: str) -> SamplePrompt:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trimtab.algorithms.about import write_about
 from trimtab.algorithms.build import Built
 from trimtab.algorithms.diagnosis.told import Diagnoses
 from trimtab.config.resolved import Resolved
 from trimtab.models.save import ADAPTER
 from trimtab.models.score_head import head_of
+from trimtab.report.page import report_line
 from trimtab.training.loop import Loop
 from trimtab.training.metrics import read_metrics
 from trimtab.training.model_card import Card, write_model_card
@@ -91,12 +93,14 @@ def finish(
         *built.stage.beside(built.tokenizer, built.stop_ids),
         lambda path: _write_card(path, card(resolved, built, command, results)),
         lambda path: _write_diagnoses(path, told),
+        lambda path: write_about(path, built, state.step),
     )
     folder.finish(results)
     for line in table(first if first.get("step") != last.get("step") else {}, last):
         progress.note(line)
     for line in (*peak_lines(told), *diagnosis_lines(told)):
         progress.note(line)
+    progress.note(report_line(folder.path))
     progress.note(f"done: {folder.path} is the model folder; metrics are in metrics.jsonl there")
     return results
 

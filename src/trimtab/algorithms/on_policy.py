@@ -133,6 +133,13 @@ class OnPolicy(Stage):
         """The first rollout, which the first step then trains on."""
         return iter(self._experience(0, 0).trees)
 
+    def example(self, steps: int) -> TokenTree | None:
+        """The first prompt of the last rollout, with its responses."""
+        number = (steps - 1) // self.steps_per_rollout
+        if self.current is None or self.current.number != number:
+            self.current = Experience.load(self._path(number))  # the run went on from its last step
+        return self.current.trees[0]
+
     def select(self, experience: Experience, chosen: Sequence[int]) -> list[Micro]:
         """Micro-batches of the prompts ``chosen``."""
         return list(experience.micros(chosen, self.stream.token_budget))
@@ -215,6 +222,18 @@ class OnPolicy(Stage):
             scores = scores - self.settings.missing_eos_penalty * (~ended).float()
         experience.responses |= {"score": torch.where(valid, scores, 0.0), "valid": valid}
         experience.responses |= columns
+
+    def rewards_of(
+        self, trees: Sequence[TokenTree], ended: Sequence[bool]
+    ) -> dict[str, list[float]]:
+        """Rewards of one response to each of some prompts, under the names of completion tables."""
+        experience = Experience(-1, list(trees), list(range(len(trees))))
+        experience.responses["ended"] = torch.tensor(ended)
+        self.judged(experience)
+        r = experience.responses
+        score = torch.where(r["valid"], r["score"], math.nan)
+        found = {name.removesuffix("/mean"): v.tolist() for name, v in reward_columns(r)}
+        return {"reward": score.tolist(), **found}
 
     def _asked(self, experience: Experience) -> list[Asked]:
         asked: list[Asked] = []

@@ -20,6 +20,7 @@ from trimtab.algorithms.stage import Mix, Stage
 from trimtab.algorithms.stream import TreeStream, micro_batches
 from trimtab.data.batch import TreeBatch, pack, split_by_tokens
 from trimtab.data.trees import TokenTree
+from trimtab.evaluation.reward_statistics import confidence_curve
 from trimtab.evaluation.shifts import by_length
 from trimtab.evaluation.statistics import clustered_share, mean_interval
 from trimtab.losses.reward import centring_loss, plackett_luce_ranking_loss, ranking_loss
@@ -109,6 +110,7 @@ class RewardModelling(Stage):
         rows = range(len(self.held_out))
         judged: list[Judged] = []
         gaps: list[Tensor] = []
+        prompts: list[Tensor] = []  # number of the row of each gap
         hits: list[float] = []
         pairs: list[float] = []
         lengths: list[dict[str, Tensor]] = []
@@ -121,12 +123,14 @@ class RewardModelling(Stage):
                 right = (
                     torch.zeros(batch.tree_count).double().index_add(0, tree, (gap > 0).double())
                 )
+                prompts.append(tree + len(hits))
                 hits += right.tolist()
                 pairs += torch.bincount(tree, minlength=batch.tree_count).tolist()
                 judged.append(one)
                 gaps.append(gap)
                 lengths.append(lengths_ruled(batch, one.scores))
         found = _summary(judged, torch.cat(gaps), hits, pairs)
+        found["confidence"] = confidence_curve(torch.cat(gaps).numpy(), torch.cat(prompts).numpy())
         for name in lengths[0]:
             values = torch.cat([one[name] for one in lengths]).double()
             if values.numel():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from trimtab.algorithms.experience import response_tree
 from trimtab.algorithms.policy import Policy, frozen
-from trimtab.data.trees import TokenTree
+from trimtab.data.trees import Origin, TokenTree
 from trimtab.errors import CheckpointError
 from trimtab.models.attention import plain_attention
 from trimtab.training import files
@@ -20,10 +21,15 @@ from trimtab.training.seeds import derive
 
 
 class SamplePrompt(NamedTuple):
-    """A prompt as ids, exactly as training renders it, and as text."""
+    """A prompt as ids, exactly as training renders it, and as text; ``origin``: of which row."""
 
     ids: tuple[int, ...]
     text: str
+    origin: Origin | None = None
+
+
+# Trees of a prompt with one response each, and whether they ended -> rewards by name.
+Rewards = Callable[[Sequence[TokenTree], Sequence[bool]], Mapping[str, list[float]]]
 
 
 class Samples:
@@ -39,7 +45,10 @@ class Samples:
         max_new_tokens: int,
         folder: Path,
         seed: int,
+        rewards: Rewards | None = None,
     ) -> None:
+        """``rewards`` judges the completions of prompts that are rows, where somebody can."""
+        self.rewards = rewards
         self.policy = policy
         self.tokenizer = tokenizer
         self.prompts = prompts
@@ -50,12 +59,16 @@ class Samples:
 
     def generate(self, step: int) -> list[tuple[str, str]]:
         """(prompt, completion) of every prompt, written to ``completions_<step>.parquet``."""
-        rows = [(prompt.text, self._continue(prompt)) for prompt in self.prompts]
+        told = [self._continue(prompt) for prompt in self.prompts]
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in told]
+        rows = [(prompt.text, text) for prompt, text in zip(self.prompts, texts, strict=True)]
         table = pa.table(
             {
                 "step": [step] * len(rows),
                 "prompt": [prompt for prompt, _ in rows],
-                "completion": [completion for _, completion in rows],
+                "completion": texts,
+                "tokens": [len(ids) for ids in told],
+                **self._judged(told),
             }
         )
         content = io.BytesIO()
@@ -71,14 +84,27 @@ class Samples:
             ) from error
         return rows
 
-    def _continue(self, prompt: SamplePrompt) -> str:
+    def _judged(self, told: Sequence[Sequence[int]]) -> Mapping[str, list[float]]:
+        """Rewards of all completions; none where a prompt is no row, or nothing was said."""
+        pairs = list(zip(self.prompts, told, strict=True))
+        if self.rewards is None or not all(prompt.origin and ids for prompt, ids in pairs):
+            return {}
+        trees = [
+            response_tree(prompt.ids, [ids], prompt.origin)
+            for prompt, ids in pairs
+            if prompt.origin
+        ]
+        return self.rewards(trees, [ids[-1] in self.stop_ids for ids in told])
+
+    def _continue(self, prompt: SamplePrompt) -> list[int]:
+        """The sampled ids, the one that ended them included."""
         ids = torch.tensor([prompt.ids], device=self.policy.device)
         model: Any = self.policy.model
         # Past its last position a model fails (learned positions) or babbles.
         limit = getattr(model.config, "max_position_embeddings", None)
         room = self.max_new_tokens if limit is None else limit - len(prompt.ids)
         if room < 1:
-            return ""
+            return []
         torch.manual_seed(derive(self.seed, "samples"))
         with frozen(model), plain_attention(model):
             out = model.generate(
@@ -93,7 +119,7 @@ class Samples:
                 pad_token_id=self.stop_ids[0] if self.stop_ids else 0,
                 use_cache=True,
             )
-        return self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        return out[0, ids.shape[1] :].tolist()
 
 
 def prompts_of_trees(
@@ -104,5 +130,6 @@ def prompts_of_trees(
     for tree in trees:
         ids = tree.trunk.ids + (tree.branches[0].ids[:opening] if tree.branches else ())
         if ids:
-            prompts.append(SamplePrompt(ids, tokenizer.decode(ids, skip_special_tokens=True)))
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            prompts.append(SamplePrompt(ids, text, tree.origin))
     return prompts

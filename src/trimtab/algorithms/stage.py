@@ -91,6 +91,10 @@ class Stage:
         """Trees of the first step, for the self-check."""
         return (self.stream.tree(row) for row in self.stream.rows(0))
 
+    def example(self, steps: int) -> TokenTree | None:
+        """A tree that was trained on within the first ``steps`` steps, to be looked at."""
+        return next(self.first_trees(), None)
+
     def attach(self, micro: Micro) -> None:
         """Add what the algorithm keeps about a micro-batch's rows (cached log-probs, say)."""
 

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
@@ -168,6 +168,59 @@ def _load(text: YamlText, name: str) -> Resolved:
         raise RecipeError(one_line(error, verb.recipe, where)) from None
     provenance = {key: where(key) for key in recipe_keys(verb.recipe) if key in text.lines}
     return Resolved(verb.name, recipe, provenance)
+
+
+class RecipeLine(NamedTuple):
+    """A key of a resolved recipe as it stands in the text.
+
+    ``title`` is that of its section, ``key`` dotted, ``origin`` empty where none is noted (within
+    a value that came from one place).
+    """
+
+    title: str
+    key: str
+    value: str
+    origin: str
+
+
+def recipe_lines(text: str) -> list[RecipeLine]:
+    """What ``to_yaml`` wrote, key by key, whatever version's: no key has to be known.
+
+    The items of a list are the value of their key. Raises nothing: a line that is no key is left
+    out.
+    """
+    lines: list[RecipeLine] = []
+    title, path = "", list[str]()
+    for raw in text.splitlines():
+        bare = raw.strip()
+        if raw.startswith("# "):
+            title = raw[2:]
+        elif bare.startswith("- ") and lines:
+            held = f"{lines[-1].value}, " if lines[-1].value else ""
+            lines[-1] = lines[-1]._replace(value=held + bare[2:])
+        elif found := re.match(r'( *)("(?:[^"\\]|\\.)*"|[^\s:#"]+):(?: (.*)|$)', raw):
+            name = str(yaml.safe_load(found[2])) if found[2][0] == '"' else found[2]
+            path = [*path[: len(found[1]) // 2], name]
+            value, origin = _split(found[3] or "")
+            lines.append(RecipeLine(title, ".".join(path), value, origin))
+    return [line for line in lines if line.key != "verb"]
+
+
+def _split(rest: str) -> tuple[str, str]:
+    """A value and the comment behind it: the first place where what stands before is YAML."""
+    start = rest.find("  # ")
+    while start >= 0:
+        if '"' not in rest[:start]:  # only a quoted text can hold the mark
+            return rest[:start].strip(), rest[start + 4 :]
+        try:
+            yaml.safe_load(rest[:start])
+        except yaml.YAMLError:
+            start = rest.find("  # ", start + 1)
+        else:
+            return rest[:start].strip(), rest[start + 4 :]
+    if rest.startswith(" # "):  # a key whose value stands on the lines below
+        return "", rest[3:]
+    return rest.strip(), ""
 
 
 # ---------------------------------------------------------------------- comparing

@@ -185,6 +185,18 @@ def _curve(
     return curve
 
 
+def confidence_curve(gap: Floats, prompts: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """How often the preferred response scores higher, over how sure the scores are of their choice.
+
+    Of comparisons with gaps r_w - r_l the scores are sigmoid(|gap|) sure, 0.5 and up, and right
+    where the gap is above 0; bins of equal mass, with intervals over prompts. It needs no order
+    of the two responses, as the reliability curve of ``calibration`` does.
+    """
+    sure = sigmoid(np.abs(gap))
+    bins = equal_mass(sure, bin_count(len(sure)))
+    return _curve(sure, (gap > 0).astype(np.float64), bins, prompts)
+
+
 def calibration_slope(gap: Floats, prompts: NDArray[np.int64]) -> dict[str, Any] | None:
     """Factor s that maximises sum log sigmoid(s gap), with a sandwich interval over prompts.
 

@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from trimtab.models.attention_kernels import (
+    batched_attention,
     block_attention,
     block_attention_works,
     compute_dtype,
@@ -89,7 +90,8 @@ def tree_attention(
     if softcap is None and s_aux is None and _takes_blocks(query, value):
         program = tree_plan.program(sliding_window, compute_dtype(query.dtype))
         return block_attention(query, key, value, program, scale), None
-    out = masked_attention(
+    attend_by_masks = masked_attention if query.device.type == "cpu" else batched_attention
+    out = attend_by_masks(
         query,
         key,
         value,

@@ -1,9 +1,10 @@
-"""Two ways to compute tree attention: dense masks on any device, and blocks on a CPU.
+"""Three ways to compute tree attention: dense masks on any device, rectangles, blocks on a CPU.
 
 ``masked_attention`` is the slow twin: whole runs of trees at once under a dense mask, every
-device and dtype, soft-caps and sinks included. ``block_attention`` runs a ``Program`` of
-``attention_plan.py`` with PyTorch's own flash attention for CPUs, merging what a row gets from two
-blocks by their log-sum-exps. Both compute in at least fp32 where that costs nothing.
+device and dtype, soft-caps and sinks included. ``batched_attention`` has all runs as the rows of
+one batch, for devices on which a call costs more than its arithmetic. ``block_attention`` runs a
+``Program`` of ``attention_plan.py`` with PyTorch's own flash attention for CPUs, merging what a row
+gets from two blocks by their log-sum-exps. All compute in at least fp32 where that costs nothing.
 
 Shapes: query [1, H, T, D]; key and value [1, H_kv, T, D] with H a multiple of H_kv; results are
 [1, T, H, D], as transformers' attention interface wants them.
@@ -12,17 +13,19 @@ Shapes: query [1, H, T, D]; key and value [1, H_kv, T, D] with H a multiple of H
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trimtab.data.batch import Span, TreeSpans
 from trimtab.models.attention_plan import Block, Program, TreePlan
 
-RUN_TOKENS_ON_GPU = 512
-"""Neighbouring trees share a dense mask up to this many tokens: fewer, larger kernels."""
+RUN_TOKENS = 512
+"""Neighbouring trees share a row of a rectangle up to this many tokens."""
 
 
 def dense_attention(
@@ -45,9 +48,10 @@ def dense_attention(
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     if softcap is None and sinks is None:
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=visible, scale=scale
-        )
+        with _kernels(query.device):
+            return torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=visible, scale=scale
+            )
     scores = (query @ key.transpose(-1, -2)) * scale
     if scores.dtype in (torch.bfloat16, torch.float16):
         scores = scores.float()
@@ -65,6 +69,14 @@ def dense_attention(
     return weights.to(value.dtype) @ value
 
 
+def _kernels(device: torch.device) -> AbstractContextManager[Any]:
+    """On CUDA all kernels but cuDNN's, which plans for milliseconds for every new shape."""
+    if device.type != "cuda":
+        return nullcontext()
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(kernels)
+
+
 def masked_attention(
     query: Tensor,
     key: Tensor,
@@ -76,8 +88,8 @@ def masked_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Tree attention, run by run under dense masks: the slow twin of ``block_attention``."""
-    runs = plan.runs(RUN_TOKENS_ON_GPU if query.is_cuda else 0)
+    """Tree attention, tree by tree under dense masks: the slow twin of the two others."""
+    runs = plan.runs(0)
     lengths = [run.length for run in runs]
     queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value))
     outputs = [
@@ -88,6 +100,31 @@ def masked_attention(
         if run.length
     ]
     return torch.cat(outputs, dim=1)
+
+
+def batched_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: TreePlan,
+    *,
+    window: int | None,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    run_tokens: int = RUN_TOKENS,
+) -> Tensor:
+    """Tree attention, all runs of trees at once, each a row of a batch under its mask."""
+    grids, place = plan.grids(run_tokens, window)
+    outputs = []
+    for index, visible in grids:
+        q, k, v = (
+            x[0].index_select(1, index.flatten()).unflatten(1, index.shape).transpose(0, 1)
+            for x in (query, key, value)
+        )
+        out = dense_attention(q, k, v, visible, scale=scale, softcap=softcap, sinks=sinks)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, place)[None]
 
 
 def block_attention(

@@ -52,6 +52,24 @@ class Program(NamedTuple):
     cross: tuple[Block, ...]
 
 
+class Grid(NamedTuple):
+    """Runs of whole trees as the rows of one rectangle, for kernels that take a batch.
+
+    ``index`` [R, L] are packed positions; a row that is shorter is filled up with position 0, which
+    sees itself alone there. ``visible`` is [R, 1, L, L] bool.
+    """
+
+    index: Tensor
+    visible: Tensor
+
+
+class Grids(NamedTuple):
+    """All runs of a batch; ``place`` [T] is where a position lies among all rows of all grids."""
+
+    grids: tuple[Grid, ...]
+    place: Tensor
+
+
 class LayerCall(NamedTuple):
     """One call of tree attention, recorded for the canary: which module, with which window."""
 
@@ -83,6 +101,7 @@ class TreePlan:
         self._branch = torch.tensor(branch).repeat_interleave(repeats).to(depth.device)
         self._programs: dict[tuple[int | None, torch.dtype], Program] = {}
         self._visible: dict[tuple[Span, int | None], Tensor] = {}
+        self._grids: dict[tuple[int, int | None], Grids] = {}
         assert self._tree.numel() == depth.numel(), "spans and depth are of different batches"
 
     @property
@@ -105,6 +124,42 @@ class TreePlan:
             with torch.inference_mode(False):  # else no later backward pass could use it
                 self._visible[key] = self._see(span, key[1])
         return self._visible[key]
+
+    def grids(self, limit: int, window: int | None) -> Grids:
+        """The runs of ``runs(limit)`` in rectangles: one, and others for trees beyond ``limit``."""
+        key = (limit, self.effective_window(window))
+        if key not in self._grids:
+            sizes: dict[int, list[Span]] = {}
+            for run in self.runs(limit):
+                if run.length:
+                    sizes.setdefault(-(-run.length // limit), []).append(run)
+            with torch.inference_mode(False):
+                made = [self._grid(runs, key[1]) for runs in sizes.values()]
+                place = self.depth.new_empty(self.token_count, dtype=torch.int64)
+                places = torch.cat([real.flatten() for _, real in made])
+                positions = torch.cat([grid.index.flatten() for grid, _ in made])
+                place[positions[places]] = places.nonzero().squeeze(1)
+                self._grids[key] = Grids(tuple(grid for grid, _ in made), place)
+        return self._grids[key]
+
+    def _grid(self, runs: Sequence[Span], window: int | None) -> tuple[Grid, Tensor]:
+        """Runs as rows; [R, L] bool says what is no filling."""
+        # Kernels like lengths that are multiples of 8, and plan or compile for each anew.
+        longest = -(-max(run.length for run in runs) // 64) * 64
+        device = self.depth.device
+        column = torch.arange(longest, device=device)
+        starts = torch.tensor([run.start for run in runs], device=device)[:, None]
+        lengths = torch.tensor([run.length for run in runs], device=device)[:, None]
+        places = column < lengths
+        index = (starts + column).where(places, 0)
+        tree, branch, depth = self._tree[index], self._branch[index], self.depth[index]
+        tree = tree.where(places, -1 - column)  # of no other position's tree
+        distance = depth[:, :, None] - depth[:, None]
+        on_path = (branch[:, :, None] == branch[:, None]) | (branch == 0)[:, None]
+        visible = (tree[:, :, None] == tree[:, None]) & on_path & (distance >= 0)
+        if window is not None:
+            visible &= distance < window
+        return Grid(index, visible[:, None]), places
 
     def program(self, window: int | None, dtype: torch.dtype) -> Program:
         """Blocks for layers with this window, their masks in ``dtype``; made once and kept."""

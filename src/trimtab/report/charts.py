@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from trimtab.report.svg import (
     SERIES_COUNT,
@@ -22,6 +22,7 @@ from trimtab.report.svg import (
     legend,
     line,
     marker,
+    patch,
     path,
     plain,
     scale,
@@ -33,28 +34,45 @@ from trimtab.report.svg import (
     wrap,
 )
 
-__all__ = ["Axis", "Group", "Point", "Series", "histogram", "interval_chart", "line_chart"]
+__all__ = ["Axis", "Band", "Group", "Point", "Series", "histogram", "interval_chart", "line_chart"]
 
 _ROW = 30  # height of a group
 _RIGHT = 24
 
 
 class Point(NamedTuple):
-    """A value with the ends of its interval (None: not drawn) and a tooltip."""
+    """A value with the ends of its interval (None: not drawn) and a tooltip.
+
+    ``left`` and ``right`` are the ends of an interval of x.
+    """
 
     x: float
     y: float
     low: float | None = None
     high: float | None = None
     hint: str = ""
+    left: float | None = None
+    right: float | None = None
 
 
 class Series(NamedTuple):
-    """Points of one name; ``joined`` draws a line through them."""
+    """Points of one name; ``joined`` draws a line through them.
+
+    ``marks`` says how points are marked: "all" of them, as "small" ones (a cloud), or "none".
+    """
 
     name: str
     points: Sequence[Point]
     joined: bool = True
+    marks: Literal["all", "small", "none"] = "all"
+
+
+class Band(NamedTuple):
+    """A range of y that is shaded and named; an end that is None is that of the chart."""
+
+    low: float | None
+    high: float | None
+    name: str
 
 
 class Group(NamedTuple):
@@ -75,24 +93,29 @@ def line_chart(
     x: Axis,
     y: Axis,
     diagonal: str | None = None,
+    band: Band | None = None,
     height: float = 330,
 ) -> str:
-    """Series over a number, with error bars; at most four.
+    """Series over a number, with error bars; at most eight.
 
-    ``diagonal`` names the line y = x, for charts that compare like with like.
+    ``diagonal`` names the line y = x, for charts that compare like with like. ``band`` is drawn
+    where it meets what the values span: they alone say how far the chart reaches.
     """
     assert len(series) <= SERIES_COUNT, "more series than can be told apart"
     kept = [one._replace(points=[p for p in one.points if _finite(p.x, p.y)]) for one in series]
-    entries = [(_mark(i, one.joined), one.name) for i, one in enumerate(kept)]
+    entries = [(_mark(i, one), one.name) for i, one in enumerate(kept)]
     if diagonal is not None:
         entries.append((line(-9, 0, 9, 0, "r"), diagonal))
+    if band is not None:
+        entries.append((patch(-9, -6, 18, 12, "k"), band.name))
     top, head = _head(title, entries, y.label)
     bottom = height + top - 60
     values = [v for one in kept for p in one.points for v in (p.y, p.low, p.high) if _finite(v)]
     up = scale(y, values, bottom, top)  # type: ignore[arg-type]
     left = _left(y, up)
-    across = scale(x, [p.x for one in kept for p in one.points], left, WIDTH - _RIGHT)
-    parts = [head, frame(x, y, across, up)]
+    wide = [v for one in kept for p in one.points for v in (p.x, p.left, p.right) if _finite(v)]
+    across = scale(x, wide, left, WIDTH - _RIGHT)  # type: ignore[arg-type]
+    parts = [head, *_shade(band, across, up), frame(x, y, across, up)]
     if diagonal is not None:
         low, high = max(across.low, up.low), min(across.high, up.high)
         parts.append(line(across(low), up(low), across(high), up(high), "r"))
@@ -103,11 +126,28 @@ def line_chart(
         for point, (px, py) in zip(one.points, places, strict=True):
             if _finite(point.low, point.high):
                 parts.append(whisker(px, up(point.low), up(point.high), index, upright=True))  # type: ignore[arg-type]
-            parts.append(marker(px, py, index, point.hint))
+            if _finite(point.left, point.right):
+                ends = across(point.left), across(point.right)  # type: ignore[arg-type]
+                parts.append(whisker(py, *ends, index, upright=False))
+            if one.marks != "none":
+                small = one.marks == "small"
+                parts.append(marker(px, py, index, point.hint, small=small))
     if not values:
         parts.append(label((left + WIDTH) / 2, (top + bottom) / 2, "no values", anchor="middle"))
     about = f"{y.label} over {x.label}: " + ", ".join(one.name for one in kept)
     return document(title, about, "".join(parts), WIDTH, bottom + 46)
+
+
+def _shade(band: Band | None, across: Scale, up: Scale) -> list[str]:
+    """A band as far as the chart reaches."""
+    if band is None:
+        return []
+    low = up.low if band.low is None else max(band.low, up.low)
+    high = up.high if band.high is None else min(band.high, up.high)
+    if not low < high:
+        return []
+    top = up(high)
+    return [patch(across.start, top, across.end - across.start, up(low) - top, "k")]
 
 
 def interval_chart(
@@ -261,9 +301,9 @@ def _left(axis: Axis, up: Scale) -> float:
     return 16 + max(map(text_width, said), default=20.0)
 
 
-def _mark(series: int, joined: bool) -> str:
-    drawn = path([(-9, 0), (9, 0)], series) if joined else ""
-    return drawn + marker(0, 0, series)
+def _mark(series: int, one: Series) -> str:
+    drawn = path([(-9, 0), (9, 0)], series) if one.joined else ""
+    return drawn + ("" if one.marks == "none" else marker(0, 0, series))
 
 
 def _block(series: int) -> str:

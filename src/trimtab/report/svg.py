@@ -23,25 +23,51 @@ _LINE = 18
 _STYLE = """
 .tt-chart{--ink:var(--tt-ink,#1b1f24);--muted:var(--tt-muted,#59636e);--grid:var(--tt-grid,#e2e6ea);
 --paper:var(--tt-paper,#ffffff);--s0:var(--tt-s0,#0060a8);--s1:var(--tt-s1,#c24e00);
---s2:var(--tt-s2,#00785a);--s3:var(--tt-s3,#8a4a86);
+--s2:var(--tt-s2,#00785a);--s3:var(--tt-s3,#8a4a86);--s4:var(--tt-s4,#8f6b00);
+--s5:var(--tt-s5,#b3123d);--s6:var(--tt-s6,#007f9e);--s7:var(--tt-s7,#5b636b);
 font:13px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 @media (prefers-color-scheme:dark){.tt-chart{--ink:var(--tt-ink,#e6edf3);
 --muted:var(--tt-muted,#9aa4af);--grid:var(--tt-grid,#30363d);--paper:var(--tt-paper,#0d1117);--s0:var(--tt-s0,#6cb6ff);
---s1:var(--tt-s1,#ffa657);--s2:var(--tt-s2,#56d4a8);--s3:var(--tt-s3,#d2a8ff)}}
+--s1:var(--tt-s1,#ffa657);--s2:var(--tt-s2,#56d4a8);--s3:var(--tt-s3,#d2a8ff);
+--s4:var(--tt-s4,#e3c04b);--s5:var(--tt-s5,#ff8f9c);--s6:var(--tt-s6,#7ce5f2);--s7:var(--tt-s7,#b8c2cc)}}
 @media print{.tt-chart{--ink:#000;--muted:#444;--grid:#ccc;--paper:#fff;
---s0:#0060a8;--s1:#c24e00;--s2:#00785a;--s3:#8a4a86}}
+--s0:#0060a8;--s1:#c24e00;--s2:#00785a;--s3:#8a4a86;--s4:#8f6b00;--s5:#b3123d;--s6:#007f9e;
+--s7:#5b636b}}
 .tt-chart text{fill:var(--ink)}.tt-chart .m{fill:var(--muted)}.tt-chart .b{font-weight:600}
 .tt-chart .g{stroke:var(--grid)}.tt-chart .a{stroke:var(--muted)}
 .tt-chart .r{stroke:var(--muted);stroke-dasharray:5 4;fill:none}
-.tt-chart .p{fill:var(--paper)}
+.tt-chart .p{fill:var(--paper)}.tt-chart .k{fill:var(--s2);fill-opacity:.13}
+.tt-chart .d{fill-opacity:.6}
 """
 _SERIES = "".join(
     f".tt-chart .l{i}{{stroke:var(--s{i});fill:none;stroke-width:2}}"
     f".tt-chart .f{i}{{fill:var(--s{i})}}.tt-chart .h{i}{{fill:var(--s{i});fill-opacity:.22}}"
-    for i in range(4)
+    for i in range(8)
 )
-SERIES_COUNT = 4
-_DASHES = ("", ' stroke-dasharray="7 4"', ' stroke-dasharray="2 3"', ' stroke-dasharray="9 3 2 3"')
+STYLE = f"<style>{_STYLE}{_SERIES}</style>"
+"""What every chart carries; a page of charts takes it once (``bare``)."""
+SERIES_COUNT = 8
+_DASHES = tuple(
+    f' stroke-dasharray="{dash}"' if dash else ""
+    for dash in ("", "7 4", "2 3", "9 3 2 3", "14 4", "1 4", "6 2 1 2 1 2", "12 3 4 3")
+)
+# Corners of the marks of series 1 to 7: square, triangle, diamond, the triangle upside down, plus,
+# cross, hourglass.
+_CORNERS = (
+    ((-4, -4), (4, -4), (4, 4), (-4, 4)),
+    ((0, -5.5), (5, 4), (-5, 4)),
+    ((0, -6), (6, 0), (0, 6), (-6, 0)),
+    ((0, 5.5), (5, -4), (-5, -4)),
+    (
+        *((-1.7, -5.5), (1.7, -5.5), (1.7, -1.7), (5.5, -1.7), (5.5, 1.7), (1.7, 1.7)),
+        *((1.7, 5.5), (-1.7, 5.5), (-1.7, 1.7), (-5.5, 1.7), (-5.5, -1.7), (-1.7, -1.7)),
+    ),
+    (
+        *((-5, -2.7), (-2.7, -5), (0, -2.3), (2.7, -5), (5, -2.7), (2.3, 0)),
+        *((5, 2.7), (2.7, 5), (0, 2.3), (-2.7, 5), (-5, 2.7), (-2.3, 0)),
+    ),
+    ((-5, -5), (5, -5), (-5, 5), (5, 5)),
+)
 _ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -127,9 +153,12 @@ def spoken(axis: Axis, ticks: Sequence[float]) -> list[str]:
 
 def plain(text: str) -> str:
     """Any text as XML character data: escaped, without what XML cannot hold, on one line."""
-    return escape(
-        _ILLEGAL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split())), {'"': "&quot;"}
-    )
+    return escape(legal(" ".join(text.split())), {'"': "&quot;"})
+
+
+def legal(text: str) -> str:
+    """Any text without the characters that neither XML nor HTML can hold, nor UTF-8 encode."""
+    return _ILLEGAL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def text_width(text: str) -> float:
@@ -165,9 +194,16 @@ def label(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "
     return f'<text x="{_n(x)}" y="{_n(y)}"{place}{named}>{plain(text)}</text>'
 
 
+def patch(x: float, y: float, width: float, height: float, kind: str) -> str:
+    """A filled rectangle of class ``kind``."""
+    return (
+        f'<rect class="{kind}" x="{_n(x)}" y="{_n(y)}" width="{_n(width)}" height="{_n(height)}"/>'
+    )
+
+
 def blank(x: float, y: float, width: float, height: float) -> str:
     """A patch of background."""
-    return f'<rect class="p" x="{_n(x)}" y="{_n(y)}" width="{_n(width)}" height="{_n(height)}"/>'
+    return patch(x, y, width, height, "p")
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
@@ -183,19 +219,16 @@ def path(points: Sequence[tuple[float, float]], series: int, *, closed: bool = F
     return f'<path d="M{joined}" class="l{series}"{_DASHES[series]}/>'
 
 
-def marker(x: float, y: float, series: int, hint: str = "") -> str:
-    """A series' own mark, with a tooltip: circle, square, triangle, diamond."""
+def marker(x: float, y: float, series: int, hint: str = "", *, small: bool = False) -> str:
+    """A series' own mark, with a tooltip; ``small`` ones, of clouds of points, let others show."""
     inside = f"<title>{plain(hint)}</title>" if hint else ""
+    kind, size = (f"f{series} d", 0.6) if small else (f"f{series}", 1.0)
     if series == 0:
-        head = f'circle cx="{_n(x)}" cy="{_n(y)}" r="4.5"'
-        return f'<{head} class="f0">{inside}</circle>'
-    corners = (
-        ((-4, -4), (4, -4), (4, 4), (-4, 4)),
-        ((0, -5.5), (5, 4), (-5, 4)),
-        ((0, -6), (6, 0), (0, 6), (-6, 0)),
-    )[series - 1]
-    places = " ".join(f"{_n(x + dx)},{_n(y + dy)}" for dx, dy in corners)
-    return f'<polygon points="{places}" class="f{series}">{inside}</polygon>'
+        head = f'circle cx="{_n(x)}" cy="{_n(y)}" r="{_n(4.5 * size)}"'
+        return f'<{head} class="{kind}">{inside}</circle>'
+    corners = _CORNERS[series - 1]
+    places = " ".join(f"{_n(x + size * dx)},{_n(y + size * dy)}" for dx, dy in corners)
+    return f'<polygon points="{places}" class="{kind}">{inside}</polygon>'
 
 
 def whisker(at: float, low: float, high: float, series: int, *, upright: bool) -> str:
@@ -265,9 +298,14 @@ def document(title: str, about: str, body: str, width: float, height: float) -> 
         f'<svg xmlns="http://www.w3.org/2000/svg" class="tt-chart" viewBox="0 0 {wide} {high}" '
         f'width="{wide}" height="{high}" role="img" aria-label="{plain(title)}" '
         f'style="max-width:100%;height:auto"><title>{plain(title)}</title><desc>{plain(about)}</desc>'
-        f"<style>{_STYLE}{_SERIES}</style>"
+        f"{STYLE}"
         f'<rect class="p" width="{wide}" height="{high}"/>{body}</svg>\n'
     )
+
+
+def bare(chart: str) -> str:
+    """A chart without its style, for a page that has ``STYLE`` once."""
+    return chart.replace(STYLE, "", 1)
 
 
 def _n(value: float) -> str:

@@ -20,7 +20,7 @@ RUN_FILES = (  # what runs make, as patterns of names in the run folder
     *("config.resolved.yaml", "command.txt", "environment.json", "README.md"),
     *("metrics.jsonl", "samples.jsonl", "trackers.json", "report.html", "trainer_state.json"),
     *("all_results.json", "train_results.json", "eval_results.json", "selfcheck.json"),
-    *("diagnoses.json", "value_model"),
+    *("diagnoses.json", "about.json", "value_model"),
     *("checkpoint-*", ".old-checkpoint-*", *FOLDERS, "tensorboard"),
     *("bad_rows*", "quarantine*", "nonfinite*"),  # caches stay: their keys name their content
     *("config.json", "generation_config.json", "model*.safetensors", "model*.index.json"),

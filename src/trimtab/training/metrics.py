@@ -123,7 +123,12 @@ def read_metrics(path: Path | str) -> Iterator[dict[str, Any]]:
     with Path(path).open("rb") as file:
         for line in file:
             if line.endswith(b"\n"):
-                yield _from_json(json.loads(line))
+                yield decode_record(line)
+
+
+def decode_record(line: str | bytes) -> Any:
+    """What ``encode_record`` wrote."""
+    return _from_json(json.loads(line))
 
 
 def without_timings(record: Mapping[str, Any]) -> dict[str, Any]:

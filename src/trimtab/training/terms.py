@@ -7,9 +7,10 @@ written in these terms.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:  # the log's readers need no torch
+    from torch import Tensor
 
 Unit = Literal["token", "sequence", "pair", "prompt", "constant"]
 

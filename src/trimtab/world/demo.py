@@ -21,6 +21,7 @@ from statistics import mean
 from typing import Any
 
 from trimtab.errors import UsageError
+from trimtab.report.page import report_line
 from trimtab.training.files import write_atomic
 from trimtab.world.corpus import (
     held_out_requests,
@@ -94,6 +95,7 @@ def run_demo(*, output_dir: str, seed: int = 0, seeds: int = 1, fast: bool = Fal
     write_atomic(folder / "frontier.svg", drawn.encode())
     # Last: this file says that the demo is finished.
     write_atomic(folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    _say(report_line(folder))
     _say(_next_steps(folder, folder if seeds == 1 else folder / f"seed-{seed}", summary["seconds"]))
     return 0
 
@@ -264,6 +266,7 @@ def _summary(
         "tellings": size.tellings,
         "intervals": f"95 %, bootstrap over {_over(settings['seeds'])}",
         "kl": KL_ESTIMATOR,
+        "stages": {stage.name: stage.says for stage in stages(Path(), size, settings["seed"])},
         "demonstrations_gold_reward": mean(
             gold_reward(row["prompt"], row["completion"]).total for row in rows
         ),

@@ -78,10 +78,10 @@ def frontier(ladders: Sequence[Mapping[str, Stories]], tellings: int) -> list[di
 def _interval(told: Sequence[Stories], field: str, tellings: int) -> dict[str, float]:
     import numpy as np
 
-    from trimtab.evaluation.statistics import crossed_bootstrap
+    from trimtab.evaluation.statistics import crossed_mean
 
     cells = np.array([[line[field] for line in one] for one in told], dtype=np.float64)
-    found = crossed_bootstrap(cells.reshape(len(told), -1, tellings).mean(axis=2))
+    found = crossed_mean(cells.reshape(len(told), -1, tellings).mean(axis=2))
     return {"mean": found.mean, "low": found.low, "high": found.high}
 
 

@@ -8,9 +8,9 @@ left over.
 
 from __future__ import annotations
 
-from trimtab.cli.explain.metric import Metric
-from trimtab.cli.explain.metrics_of_rollouts import OF_ROLLOUTS
-from trimtab.cli.explain.metrics_of_rows import OF_ROWS
+from trimtab.catalogue.metric import Metric
+from trimtab.catalogue.metrics_of_rollouts import OF_ROLLOUTS
+from trimtab.catalogue.metrics_of_rows import OF_ROWS
 
 METRICS: tuple[Metric, ...] = (*OF_ROWS, *OF_ROLLOUTS)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trimtab.cli.explain.metric import GRPO, ON_POLICY, PPO, RLHF, ZIEGLER, Metric
+from trimtab.catalogue.metric import GRPO, ON_POLICY, PPO, RLHF, ZIEGLER, Metric
 
 _GROUP = "grpo, rloo"
 
@@ -46,6 +46,7 @@ OF_ROLLOUTS: tuple[Metric, ...] = (
         unit="-1 to 1",
         healthy="between -0.3 and 0.3",
         paper="arXiv:2310.03716",
+        band=(-0.3, 0.3),
     ),
     Metric(
         "rewards/dropped",
@@ -89,6 +90,7 @@ OF_ROLLOUTS: tuple[Metric, ...] = (
         unit="share",
         healthy="below 0.1: a reward of half an answer is of little use; raise "
         "max_completion_length or set missing_eos_penalty",
+        band=(None, 0.1),
     ),
     Metric(
         "completions/repetition",
@@ -122,6 +124,7 @@ OF_ROLLOUTS: tuple[Metric, ...] = (
         healthy="below 0.5; above 0.8 the prompts are too easy or too hard, or the reward too "
         "coarse",
         paper="arXiv:2503.14476",
+        band=(None, 0.5),
     ),
     Metric(
         "objective/scores_margin",
@@ -139,6 +142,7 @@ OF_ROLLOUTS: tuple[Metric, ...] = (
         "nats a response",
         "0 at the start, 1 to 20 later; negative beyond noise cannot be (impossible_kl)",
         ZIEGLER,
+        band=(0.0, 20.0),
     ),
     Metric(
         "objective/entropy",
@@ -181,6 +185,7 @@ OF_ROLLOUTS: tuple[Metric, ...] = (
         "nats^2 a token",
         "below 0.02; 0 with one step a rollout",
         PPO,
+        band=(None, 0.02),
     ),
     Metric(
         "policy/clipfrac_avg",
@@ -190,6 +195,7 @@ OF_ROLLOUTS: tuple[Metric, ...] = (
         "share",
         "0.01 to 0.3",
         PPO,
+        band=(0.01, 0.3),
     ),
     Metric(
         "policy/entropy_avg",
@@ -206,6 +212,7 @@ OF_ROLLOUTS: tuple[Metric, ...] = (
         unit="share",
         healthy="0 to 0.2",
         paper=GRPO,
+        band=(0.0, 0.2),
     ),
     Metric(
         "loss/policy_avg",
@@ -230,6 +237,7 @@ OF_ROLLOUTS: tuple[Metric, ...] = (
         "mean of pi / pi_old",
         healthy="0.95 to 1.05; exactly 1 with one step a rollout",
         paper=PPO,
+        band=(0.95, 1.05),
     ),
     Metric(
         "val/ratio_var",
@@ -238,6 +246,7 @@ OF_ROLLOUTS: tuple[Metric, ...] = (
         "mean of (rho - 1)^2",
         healthy="below 0.1",
         paper=PPO,
+        band=(None, 0.1),
     ),
     Metric(
         "val/clipfrac_avg",
@@ -261,6 +270,7 @@ OF_ROLLOUTS: tuple[Metric, ...] = (
         "at most 1",
         "0.3 to 0.9 after some rollouts; below 0.05 it explains nothing (no_value)",
         "arXiv:1506.02438",
+        band=(0.3, 0.9),
     ),
     Metric(
         "length",
@@ -275,5 +285,6 @@ OF_ROLLOUTS: tuple[Metric, ...] = (
         "Share of them that ended by themselves.",
         unit="share",
         healthy="above 0.9",
+        band=(0.9, None),
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trimtab.cli.explain.metric import DPO, ON_POLICY, RLHF, Metric
+from trimtab.catalogue.metric import DPO, ON_POLICY, RLHF, Metric
 
 _ALL = "every verb"
 _LM = "pretrain, sft"
@@ -111,6 +111,7 @@ OF_ROWS: tuple[Metric, ...] = (
         "reward: 0.6 to 0.8 held out, as people agree with each other; 0.5 is a coin, above 0.95 "
         "something gives it away",
         RLHF,
+        band=(0.6, 0.8),
     ),
     Metric("nll", "classify", "Loss per token on the classified text (alpha's term).", unit="nats"),
     Metric(
@@ -131,6 +132,17 @@ OF_ROWS: tuple[Metric, ...] = (
         "mean of r(x, y_w) - r(x, y_l)",
         healthy="rises to 0.5 to 2; with a falling held-out accuracy it is overconfidence",
         paper=RLHF,
+        band=(0.5, 2.0),
+    ),
+    Metric(
+        "confidence",
+        _REWARD + ", held out",
+        "In bins of comparisons by how sure the scores are: how sure, and how often they are "
+        "right. The report draws it.",
+        "sure: sigmoid(|r(x, y_w) - r(x, y_l)|); right: r(x, y_w) > r(x, y_l)",
+        "share",
+        "right as often as sure; less often: it is too sure, train it less or with more rows",
+        "arXiv:1706.04599",
     ),
     Metric(
         "mean_reward",
@@ -171,6 +183,7 @@ OF_ROWS: tuple[Metric, ...] = (
         "mean of rewards/chosen - rewards/rejected",
         healthy="0.2 to 2; near 0 for long is stuck, above 5 saturated",
         paper=DPO,
+        band=(0.2, 2.0),
     ),
     Metric(
         "rewards/accuracies",
@@ -181,6 +194,7 @@ OF_ROWS: tuple[Metric, ...] = (
         "share",
         "0.6 to 0.8 held out; below 0.5 chosen and rejected may be swapped",
         DPO,
+        band=(0.6, 0.8),
     ),
     Metric(
         "logps/chosen",

@@ -10,8 +10,15 @@ RLHF, ZIEGLER = "arXiv:2203.02155", "arXiv:1909.08593"
 ON_POLICY = "ppo, grpo, rloo, online_dpo, raft"
 
 
+Range = tuple[float | None, float | None]
+
+
 class Metric(NamedTuple):
-    """One row of the table; ``of``: which verbs log it."""
+    """One row of the table; ``of``: which verbs log it.
+
+    ``band`` is the range that ``healthy`` names, where it is a range whatever the data; an end that
+    is None is open.
+    """
 
     name: str
     of: str
@@ -20,6 +27,7 @@ class Metric(NamedTuple):
     unit: str = ""
     healthy: str = ""
     paper: str = ""
+    band: Range | None = None
 
     def matches(self, name: str) -> bool:
         """Whether it is the row of a logged name."""
