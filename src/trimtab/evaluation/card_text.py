@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from trimtab.evaluation.card_charts import SCORING_NAMES
 from trimtab.evaluation.verdict import interval, signed
+from trimtab.report.card_charts import SCORING_NAMES
 
 _TABLE_HEAD = "| | accuracy | comparisons | prompts |\n|---|---|---|---|"
 

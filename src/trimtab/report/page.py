@@ -15,6 +15,7 @@ from typing import Any
 from trimtab.errors import UsageError
 from trimtab.report import svg
 from trimtab.report.blocks import Page
+from trimtab.report.card_page import card_page, is_card
 from trimtab.report.comparison_page import comparison_page, is_comparison
 from trimtab.report.demo_page import demo_page, is_demo
 from trimtab.report.run import is_run, load_run
@@ -71,9 +72,13 @@ def page_of(folder: Path) -> Page:
         return demo_page(folder)
     if is_run(folder):
         return run_page(load_run(folder))
+    if is_card(folder):
+        return card_page(folder)
+    inside = next((path for path in sorted(folder.iterdir()) if is_run(path)), None)
+    hint = "" if inside is None else f"; did you mean a run in it, {inside}?"
     raise UsageError(
         f"{folder}: holds no run, demo or comparison of trimtab's (run.json, summary.json, "
-        "comparison.json)"
+        f"comparison.json){hint}"
     )
 
 
