@@ -8,13 +8,13 @@ content policy allows none.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from trimtab.errors import UsageError
 from trimtab.report import svg
-from trimtab.report.blocks import Page
+from trimtab.report.blocks import Block, Fold, Page, Prose
 from trimtab.report.card_page import card_page, is_card
 from trimtab.report.comparison_page import comparison_page, is_comparison
 from trimtab.report.demo_page import demo_page, is_demo
@@ -83,8 +83,21 @@ def page_of(folder: Path) -> Page:
 
 
 def render(page: Page) -> str:
-    """A page as HTML."""
-    return _template()(page=page, chart_style=svg.STYLE)
+    """A page as HTML; without what is folded where it would be larger than MOST_BYTES."""
+    text = _template()(page=page, chart_style=svg.STYLE)
+    if len(text.encode()) > MOST_BYTES:
+        sections = [section._replace(blocks=_unfolded(section.blocks)) for section in page.sections]
+        text = _template()(page=page._replace(sections=sections), chart_style=svg.STYLE)
+    return text
+
+
+def _unfolded(blocks: Sequence[Block]) -> list[Block]:
+    return [
+        Prose(f"{one.summary}: left out, to keep this page small; the folder has it.")
+        if isinstance(one, Fold) and not one.open
+        else one
+        for one in blocks
+    ]
 
 
 @functools.cache

@@ -29,7 +29,7 @@ def run_page(run: Run) -> Page:
         Section("commands", "Run it again", [parts.commands(run)]),
     ]
     return Page(
-        title=f"{run.name}: {run.verb}",
+        title=run.name if run.name == run.verb else f"{run.name}: {run.verb}",
         subject=f"A run of trimtab {run.verb}: {method}",
         verdict=verdict(run),
         more=more(run),
