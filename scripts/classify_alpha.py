@@ -30,7 +30,7 @@ from trimtab.data.batch import pack, split_by_tokens
 from trimtab.data.chat import ChatRenderer
 from trimtab.data.sources import load_examples
 from trimtab.data.tokenise import TokeniseOptions, tokenise_all
-from trimtab.evaluation.statistics import Interval, crossed_bootstrap, wilson_interval
+from trimtab.evaluation.statistics import Interval, crossed_mean, wilson_interval
 from trimtab.models.forward import choose_layout
 from trimtab.models.hub import locate
 from trimtab.models.load import load_tokenizer
@@ -222,7 +222,7 @@ def _cells(right: Mapping[tuple[float, int], Sequence[int]], alpha: float, seeds
 
 
 def _interval(cells: Any) -> dict[str, float]:
-    found: Interval = crossed_bootstrap(cells)
+    found: Interval = crossed_mean(cells)
     return found._asdict()
 
 

@@ -130,9 +130,24 @@ def _not_a_number(row: Row) -> None:
     row["scores"] = [float("nan")] * len(row["responses"])
 
 
-@_change("responses", "ranks")
-def _upside_down(row: Row) -> None:
-    row["scores"] = row["ranks"]
+def _upside_down(rows: Rows, rng: random.Random) -> Planted:
+    """Scores beside all ranks, in one row the wrong way round."""
+    at = _drawn(rows, rng, "responses", "ranks")
+    if at is None:
+        return None
+    for row in rows:
+        row["scores"] = [-rank for rank in row["ranks"]]
+    rows[at]["scores"] = list(rows[at]["ranks"])
+    return [at + 1]
+
+
+def _turned_round(rows: Rows, rng: random.Random) -> Planted:
+    """Scores beside all ranks, the wrong way round."""
+    if _drawn(rows, rng, "responses", "ranks") is None:
+        return None
+    for row in rows:
+        row["scores"] = list(row["ranks"])
+    return list(range(1, len(rows) + 1))
 
 
 @_change("responses")
@@ -279,6 +294,7 @@ PLANTS: tuple[tuple[str, Plant], ...] = (
     ("contradictory-pair", _swapped),
     ("preference-cycle", _circle),
     ("outranks-itself", _itself),
+    ("ranks-turned-round", _turned_round),
     ("order-against-scores", _upside_down),
     ("order-against-scores", _negative_margin),
     ("conflicting-labels", _other_label),

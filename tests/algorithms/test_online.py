@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from tests import tiny_runs
+from tests.algorithms.on_policy_runs import REWARDS
 from tests.algorithms.stage_world import CONTINUOUS, Run, World, apart
-from tests.algorithms.test_on_policy import REWARDS
 from transformers import AutoModelForCausalLM
 
 import trimtab

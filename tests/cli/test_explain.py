@@ -15,6 +15,7 @@ import pytest
 from trimtab.catalogue.metrics import METRICS, metric_of
 from trimtab.cli import main
 from trimtab.cli.explain.sources import SOURCES, explain
+from trimtab.cli.tools import TOOLS
 from trimtab.config import VERBS
 from trimtab.config.loss_schema import loss_schemas
 from trimtab.config.schema import recipe_keys
@@ -34,6 +35,23 @@ def test_all_names_are_there_and_explain_themselves() -> None:
     for kind, source in SOURCES.items():
         for name, one in source().items():
             assert one.what and one in explain(name), (kind, name)
+
+
+def test_tools_and_their_options_are_those_of_the_table() -> None:
+    names = {
+        f"{name} {verb}".strip()
+        for name, tool in TOOLS.items()
+        for verb in ("", *(tool if isinstance(tool, dict) else ()))
+    }
+    assert set(SOURCES["tool"]()) == names
+    assert [one.kind for one in explain("data-check")] == ["tool"] == [explain("sample")[0].kind]
+    assert facts("data check", "tool")["arguments"] == "FILES"
+    assert "--against, --model, --kind" in facts("data check", "tool")["options"]
+    assert explain("verify_loss")[0].what.startswith("Put a preference loss on the bench")
+    said = facts("fail_on", "option")
+    assert (said["default"], said["of"]) == ("error", "trimtab data check")
+    assert [one.kind for one in explain("temperature")] == ["key", "option"]
+    assert facts("dataset_split", "option")["default"] == "test (evaluate); train (sample, score)"
 
 
 def test_a_diagnosis_says_what_to_change() -> None:
@@ -123,26 +141,41 @@ def test_as_a_user_types_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain"]) == 0
     listed = capsys.readouterr().out
     assert all(word in listed for word in ("Diagnoses", "rewards/margins", "simpo", "loss.beta"))
+    assert main(["explain", "data", "check"]) == 0
+    assert capsys.readouterr().out.startswith("data check  (tool)")
+    assert main(["explain", "stuck", "saturated"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("stuck  (diagnosis)") and "\nsaturated  (diagnosis)" in said
     assert main(["explain", "val/explained_variance", "--json"]) == 0
     (one,) = json.loads(capsys.readouterr().out)
     assert one["formula"] == "1 - Var(G - V) / Var(G)" and one["kind"] == "metric"
 
 
-def test_it_imports_no_torch() -> None:
+@pytest.mark.parametrize(
+    ("words", "idle"),
+    [
+        (["kl"], ["torch", "transformers", "numpy", "pyarrow"]),
+        (["rewards/margins"], ["torch", "numpy", "pydantic", "trimtab.config"]),
+        ([], ["torch", "numpy"]),
+    ],
+)
+def test_what_it_does_not_import(words: list[str], idle: list[str]) -> None:
+    """Whoever asks for one name waits for nothing that computes."""
     code = (
-        "import sys\nfrom trimtab.cli import main\ncode = main(sys.argv[1:])\n"
-        "assert not {'torch', 'transformers'} & set(sys.modules)\nsys.exit(code)"
+        "import sys\nfrom trimtab.cli import main\ncode = main(['explain', *sys.argv[1:]])\n"
+        f"print(sorted(set({idle}) & set(sys.modules)), code, file=sys.stderr)"
     )
     found = subprocess.run(
-        [sys.executable, "-c", code, "explain", "kl"],
+        [sys.executable, "-c", code, *words],
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    assert (found.returncode, found.stderr) == (0, "")
-    assert "kl  (diagnosis)" in found.stdout and "kl  (metric)" in found.stdout
+    assert found.stderr == "[] 0\n"
+    if words == ["kl"]:
+        assert "kl  (diagnosis)" in found.stdout and "kl  (metric)" in found.stdout
 
 
 def test_the_page_of_diagnoses_is_up_to_date() -> None:

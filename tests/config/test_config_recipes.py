@@ -4,21 +4,57 @@ from pathlib import Path
 
 import pytest
 
+from trimtab.config.recipe_files import recipe_files, verb_of_file
 from trimtab.config.resolve import resolve
+from trimtab.errors import RecipeError
+from trimtab.rewards import spec
+from trimtab.shipped import RECIPES, or_shipped
 
+EVERY = recipe_files()
 # Those of comparisons are another kind: tests/comparison/.
-EVERY = (Path(__file__).parents[2] / "recipes").rglob("*.yaml")
-RECIPES = sorted(path for path in EVERY if path.parent.name != "compare")
+FOUND = [one for one in EVERY if one.verb != "compare"]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_recipe_resolves(path: Path) -> None:
-    resolved = resolve(path.stem, [str(path)], env={})
-    assert resolved.verb == path.stem
+@pytest.mark.parametrize("one", FOUND, ids=lambda one: one.name)
+def test_recipe_resolves(one) -> None:
+    resolved = resolve(one.verb, [str(one.path)], env={})
+    assert resolved.verb == one.verb
     assert resolved.recipe.max_steps != 0
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert any(f"trimtab {path.stem} recipes/{path.parent.name}/{path.name}" in x for x in header)
+    header = [line for line in one.path.read_text().splitlines() if line.startswith("#")]
+    assert any(f"trimtab {one.verb} recipes/{one.name}.yaml" in line for line in header)
+    assert len(one.about) > 40, "the header begins with what it does, on what and how long"
+    for function in getattr(resolved.recipe, "reward_funcs", ()):  # its file is shipped with it
+        assert or_shipped(Path(spec.parse(function).place)).is_file()
 
 
-def test_there_are_recipes() -> None:
-    assert len(RECIPES) >= 7
+def test_there_are_recipes_and_they_are_those_of_the_checkout() -> None:
+    checkout = Path(__file__).parents[2] / RECIPES
+    assert sorted(one.path for one in EVERY) == sorted(checkout.rglob("*.yaml"))
+    assert len(FOUND) >= 10
+
+
+def test_a_shipped_recipe_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    resolved = resolve("dpo", ["recipes/tiny/dpo.yaml"], env={})
+    assert resolved.recipe.max_train_rows == 2000
+    assert resolved.notes[0] == "recipes/tiny/dpo.yaml: the recipe that comes with trimtab"
+    own = tmp_path / "recipes" / "tiny" / "dpo.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("model: m\ndataset: d\nmax_train_rows: 7\n")
+    resolved = resolve("dpo", ["recipes/tiny/dpo.yaml"], env={})
+    assert resolved.recipe.max_train_rows == 7  # the user's own comes first
+    with pytest.raises(RecipeError, match=r"recipes/tiny/dop\.yaml: no such recipe file"):
+        resolve("dpo", ["recipes/tiny/dop.yaml"], env={})
+
+
+def test_the_verb_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("model: m\n")
+    assert verb_of_file(file) is None
+    file.write_text("model: m\nverb: dpp\n")
+    with pytest.raises(
+        RecipeError, match=r"verb: 'dpp' is no training verb \(.*:2\). Did you mean"
+    ):
+        verb_of_file(file)

@@ -17,10 +17,13 @@ from trimtab.evaluation.statistics import (
 
 
 def test_two_clusters_by_hand() -> None:
-    """Drawing two of two: both of one (0 or 2 a piece), or one of each (1)."""
-    found = cluster_mean([0.0, 0.0, 2.0, 2.0], ["a", "a", "b", "b"], confidence=0.4)
+    """Drawing two of two: both of one (0 or 2 a piece), or one of each (1), 1/4, 1/2, 1/4.
+
+    The levels are those of sqrt(2) t_1: 0.32 at a confidence of 0.2, 0.15 at 0.4.
+    """
+    found = cluster_mean([0.0, 0.0, 2.0, 2.0], ["a", "a", "b", "b"], confidence=0.2)
     assert (found.mean, found.low, found.high, found.n) == (1.0, 1.0, 1.0, 4)
-    wide = cluster_mean([0.0, 0.0, 2.0, 2.0], ["a", "a", "b", "b"], confidence=0.6)
+    wide = cluster_mean([0.0, 0.0, 2.0, 2.0], ["a", "a", "b", "b"], confidence=0.4)
     assert (wide.low, wide.high) == (0.0, 2.0)
 
 

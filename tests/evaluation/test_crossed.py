@@ -56,17 +56,20 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
-def test_p_is_twice_the_share_beyond() -> None:
-    values = np.arange(-10.0, 990.0)  # 10 below 0, one at it
-    assert two_sided_p(values) == pytest.approx(2 * 12 / 1001)
-    assert two_sided_p(np.full(999, 3.0)) == pytest.approx(2 / 1000)
-    assert two_sided_p([np.nan, -1.0, 1.0]) == 1.0
+def test_p_is_the_normal_ones() -> None:
+    values = [-1.0, 1.0, np.nan]  # standard deviation 1
+    assert two_sided_p(1.959964, values) == pytest.approx(0.05, abs=1e-6)
+    assert two_sided_p(2.5, values, null=0.5) == pytest.approx(0.0455, abs=1e-4)
+    assert two_sided_p(0.5, [0.5, 0.5], null=0.5) == 1.0
+    assert two_sided_p(1.0, [1.0, 1.0], null=0.5) == 0.0
+    assert two_sided_p(9.0, values) < 1e-15
 
 
 def test_two_sided_p_is_uniform_without_a_difference() -> None:
     rng = np.random.default_rng(2)
     draws = Resamples(1, 80, 500)
-    p = np.array([two_sided_p(draws.mean(rng.normal(0, 1, (1, 80)))) for _ in range(1000)])
+    cells = [rng.normal(0, 1, (1, 80)) for _ in range(1000)]
+    p = np.array([two_sided_p(float(one.mean()), draws.mean(one)) for one in cells])
     assert (p < 0.05).mean() == pytest.approx(0.05, abs=0.02)
 
 

@@ -1,9 +1,7 @@
-"""``trimtab score``: what is added to which rows, by what, and what happens when it is killed."""
+"""``trimtab score``: what is added to which rows, by what, and the way on from there."""
 
 from __future__ import annotations
 
-import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +9,24 @@ import numpy as np
 import pytest
 from tests import tiny_runs
 from tests.algorithms.stage_world import World
+from tests.rewards.scored import (  # noqa: F401
+    read,
+    run,
+    sampled,
+    scored_files,
+    scored_world,
+    scoring_model,
+    write,
+)
 
 from trimtab.cli import main
 from trimtab.config.data_keys import DatasetSpec
 from trimtab.data.rows import PreferenceExample, RankedExample
 from trimtab.data.sources import load_examples
-from trimtab.errors import RunError, TrimtabError
 from trimtab.rewards import score_file as module
 from trimtab.rewards.reward_model import RewardModel
-from trimtab.rewards.score_file import ScoreOptions, score_file
-from trimtab.rewards.score_journal import CHUNK, journal_of
+from trimtab.rewards.score_file import ScoreOptions
 from trimtab.rewards.score_summary import Row, length_correlation
-from trimtab.rewards.scorers import ModelScorer
-
-Rows = list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("score"))
-
-
-@pytest.fixture(scope="module")
-def reward_model(world: World) -> str:
-    """A reward model of two steps; its scores are apart by much more than rounding."""
-    run = world.run("reward", "rankings", sample_prompts=..., max_steps=2, learning_rate=3e-2)
-    return str(run.folder)
 
 
 @pytest.fixture(scope="module")
@@ -45,33 +35,6 @@ def ensemble(world: World) -> str:
     import trimtab
 
     return str(trimtab.reward(**keys).output_dir)
-
-
-def sampled(count: int, seed: int = 9, most: int = 4) -> Rows:
-    """What ``trimtab sample`` leaves: prompts with responses, no order among them."""
-    rng = random.Random(seed)
-    return [
-        {
-            "id": number,
-            "prompt": tiny_runs.sentence(rng, 3) + "\n",
-            "responses": [tiny_runs.sentence(rng, rng.randint(1, 6)) for _ in range(most)],
-            "solution": rng.choice(["cat", "dog"]),
-        }
-        for number in range(count)
-    ]
-
-
-def write(path: Path, rows: Rows) -> str:
-    return str(tiny_runs.write_rows(path, rows))
-
-
-def read(path: str | Path) -> Rows:
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
-
-
-def run(file: str, output: Path, **options: Any) -> Rows:
-    score_file(ScoreOptions(file=file, output=str(output), **options), mode="quiet")
-    return read(output)
 
 
 # ---------------------------------------------------------------------- what is added
@@ -267,206 +230,6 @@ def test_sample_score_reward_and_dpo(
         )
         found = run(best, tmp_path / "scored_pairs.jsonl", reward_model=reward_model)
         assert all(pair["margin"] > 0 for pair in found)
-
-
-# ---------------------------------------------------------------------- kills
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing of ours handles it."""
-
-
-@pytest.mark.parametrize("torn", [b"", b'[{"values": [0.'])
-def test_a_killed_run_goes_on(
-    reward_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: bytes
-) -> None:
-    file = write(tmp_path / "rows.jsonl", sampled(2 * CHUNK + 9, most=2))
-    output = tmp_path / "out.jsonl"
-    whole = run(file, tmp_path / "whole.jsonl", reward_model=reward_model)
-    asked: list[int] = []
-    score = ModelScorer.score
-
-    def counted(self: ModelScorer, rows: Any) -> Any:
-        if len(asked) == 2:
-            raise Killed
-        asked.append(len(rows))
-        return score(self, rows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ModelScorer, "score", counted)
-        with pytest.raises(Killed):
-            run(file, output, reward_model=reward_model)
-    assert asked == [CHUNK, CHUNK] and not output.exists()
-    with journal_of(output).open("ab") as stream:
-        stream.write(torn)
-    asked.clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(ModelScorer, "score", counted)
-        assert run(file, output, reward_model=reward_model) == whole
-    assert asked == [9]  # only what was missing
-    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert not journal_of(output).exists()
-
-
-def test_scores_of_something_else_are_not_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Other rows, other code of a function, or --restart: from the first row on."""
-    file = write(tmp_path / "rows.jsonl", sampled(CHUNK + 5, most=2))
-    mine, output = tmp_path / "mine.py", tmp_path / "out.jsonl"
-
-    def code(value: float, fails: str) -> None:
-        mine.write_text(
-            f"def f(completions, id):\n    if {fails}: raise ValueError\n"
-            f"    return [{value}] * len(completions)\n"
-        )
-
-    keys: dict[str, Any] = {"reward_funcs": [f"{mine}:f"]}
-    code(1.0, fails=f"{CHUNK} in id")
-    with pytest.raises(RunError, match=r"mine.py:2: ValueError"):
-        run(file, output, **keys)
-    assert journal_of(output).exists()
-    code(2.0, fails="False")
-    assert {row["scores"][0] for row in run(file, output, **keys)} == {2.0}
-    code(3.0, fails="False")
-    with pytest.raises(TrimtabError, match="exists already; name another file, or --restart"):
-        run(file, output, **keys)
-    assert {row["scores"][0] for row in run(file, output, restart=True, **keys)} == {3.0}
-
-
-def test_a_failed_write_leaves_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write(tmp_path / "rows.jsonl", sampled(3))
-    output = tmp_path / "out.jsonl"
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module.files, "replace", full)
-        with pytest.raises(RunError, match=r"out.jsonl: cannot be written: No space left"):
-            run(file, output, reward_funcs=["repetition"])
-    assert not output.exists() and not list(tmp_path.glob(".tmp*"))
-    assert len(run(file, output, reward_funcs=["repetition"])) == 3
-
-
-# ---------------------------------------------------------------------- what is wrong
-
-
-@pytest.fixture
-def here(world: World, reward_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (tmp_path / "rm").symlink_to(reward_model)
-    (tmp_path / "lm").symlink_to(world.root / "model")
-    write(tmp_path / "rows.jsonl", sampled(4))
-    write(tmp_path / "old.jsonl", [{**row, "scores": [1, 2, 3, 4]} for row in sampled(2)])
-    write(tmp_path / "texts.jsonl", tiny_runs.texts(2))
-    empty = sampled(4)
-    empty[2]["responses"][1] = ""
-    write(tmp_path / "empty.jsonl", empty)
-    write(tmp_path / "flags.jsonl", [{"prompt": "p", "responses": ["a", "b"], "id": 0}])
-    write(tmp_path / "none.jsonl", [{**sampled(1)[0], "responses": []}])
-    write(tmp_path / "flat.jsonl", [{**sampled(1)[0], "responses": "x"}])
-    (tmp_path / "broken.jsonl").write_text('{"prompt": "p", "responses": ["a"]}\n{"prompt"\n')
-    (tmp_path / "mine.py").write_text(
-        "def nan(completions):\n    return [float('nan')] * len(completions)\n"
-        "def late(completions):\n    while True: pass\n"
-        "def some(completions, id):\n    return [None if i < 3 else 1.0 for i in id]\n"
-        "def never(completions):\n    return [None] * len(completions)\n"
-    )
-    return tmp_path
-
-
-BY = ["--reward-funcs", "repetition"]
-
-
-@pytest.mark.parametrize(
-    ("tokens", "code", "expected"),
-    [
-        (["rows.jsonl"], 2, "reward_model: missing; give --reward-model FOLDER"),
-        (["rows.jsonl", "--reward-funcs", "repetiton"], 2, "reward_funcs='repetiton': no built-in"),
-        (["rows.jsonl", "--reward-model", "nothing/x/y"], 2, "reward_model='nothing/x/y': no such"),
-        (["rows.jsonl", "--reward-model", "lm"], 2, "reward_model='lm': "),
-        (["rows.jsonl", *BY, "--max-length", "9"], 2, "max_length: only a reward model reads tok"),
-        (["rows.jsonl", "--reward-model", "rm", "--isolate"], 2, "isolate: is about reward func"),
-        (["rows.jsonl", *BY, "--reward-weights", "1", "2"], 2, "reward_weights: 2 for 1 rewards"),
-        (["rows.jsonl", *BY, "--time-limit", "0"], 2, "time_limit=0.0: must be a number of sec"),
-        (["rows.jsonl", *BY, "--output", "o.csv"], 2, "output=o.csv: rows are written as .jsonl"),
-        (["rows.jsonl", *BY, "--output", "rows.jsonl"], 2, "output=rows.jsonl: that is the file "),
-        (["rows.jsonl", *BY, "--output", "texts.jsonl"], 2, "output=texts.jsonl: exists already"),
-        (["rows.jsonl", *BY, "--output", "mine.py/o.jsonl"], 2, "output=mine.py/o.jsonl: no fold"),
-        (["row.jsonl", *BY], 2, "row.jsonl: no such file or folder; did you mean rows.jsonl"),
-        (["texts.jsonl", *BY], 2, "texts.jsonl:1: columns text: nothing to score; wanted prompt"),
-        (["old.jsonl", *BY], 2, "old.jsonl:1: scores: the row has it already; --overwrite replac"),
-        (["empty.jsonl", *BY], 2, "empty.jsonl:3: responses[1]: empty; 1 of 4 rows is bad; the l"),
-        (["none.jsonl", *BY], 2, "none.jsonl:1: responses: empty; 1 of 1 rows is bad"),
-        (["flat.jsonl", *BY], 2, "flat.jsonl:1: responses: not a list: found the text 'x'"),
-        (["broken.jsonl", *BY], 2, "broken.jsonl:2: not valid JSON"),
-        (["flags.jsonl", "--reward-funcs", "math_answer"], 2,
-         "reward_funcs='math_answer': it needs column 'answer' or 'solution'; the rows' other co"),
-        (["rows.jsonl", "--reward-model", "rm", "--max-length", "2"], 2,
-         "rows.jsonl: no row has a score (the prompt leaves no room for a response 4); see _out"),
-        (["rows.jsonl", "--reward-funcs", "mine.py:nan"], 1,
-         "reward function mine.py:nan: rows.jsonl:1 ('"),
-        (["rows.jsonl", "--reward-funcs", "mine.py:late", "--time-limit", "0.2"], 1,
-         "reward function mine.py:late: 16 samples from rows.jsonl:1 ('"),
-        (["rows.jsonl", "--reward-funcs", "mine.py:never"], 2,
-         "rows.jsonl: no row has a score (never gave no reward 4)"),
-    ],
-)  # fmt: skip
-def test_one_line(
-    here: Path, tokens: list[str], code: int, expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if "--output" not in tokens:
-        tokens = [*tokens, "--output", "out.jsonl"]
-    assert main(["score", *tokens]) == code
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"trimtab: {expected}"), last
-    assert not (here / "out.jsonl").exists()
-
-
-def test_bad_rows_within_the_limit_and_rows_without_a_score(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = run("empty.jsonl", here / "out.jsonl", reward_funcs=["repetition"], max_bad_rows=1)
-    assert [row["id"] for row in found] == [0, 1, 3]
-    (bad,) = read(here / "_out.quarantine.jsonl")
-    assert (bad["line"], bad["field"], bad["row"]["id"]) == (3, "responses[1]", 2)
-    printed = capsys.readouterr().out
-    assert "bad rows    1: responses: empty 1; see " in printed and "_out.quarantine" in printed
-    found = run("rows.jsonl", here / "some.jsonl", reward_funcs=["mine.py:some"])
-    assert [(row["id"], row["scores"]) for row in found] == [(3, [1.0] * 4)]
-    assert "left out    3 rows: some gave no reward 3; see " in capsys.readouterr().out
-    found = run(
-        "rows.jsonl", here / "d.jsonl", on_bad="drop", reward_funcs=["mine.py:nan", *BY[1:]]
-    )
-    assert (
-        [row["scores"] for row in found]
-        == [  # what one cannot judge is left to the others
-            row["scores"] for row in run("rows.jsonl", here / "e.jsonl", reward_funcs=BY[1:])
-        ]
-    )
-
-
-def test_overwriting_old_scores(here: Path) -> None:
-    rows = run("old.jsonl", here / "out.jsonl", reward_funcs=["length(cap=1)"], overwrite=True)
-    assert all(set(row["scores"]) <= {0.0, -1.0} and "ranks" in row for row in rows)
-    assert read("old.jsonl")[0]["scores"] == [1, 2, 3, 4]
-
-
-def test_a_score_that_is_not_finite(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    member_scores = RewardModel.member_scores
-
-    def broken(self: RewardModel, trees: Any) -> Any:
-        found = member_scores(self, trees)
-        found[0][1][2] = float("nan")
-        return found
-
-    monkeypatch.setattr(RewardModel, "member_scores", broken)
-    with pytest.raises(RunError, match=r"rows.jsonl:2: the score of reward model rm is not finite"):
-        run("rows.jsonl", here / "out.jsonl", reward_model="rm")
-    found = run("rows.jsonl", here / "out.jsonl", reward_model="rm", on_bad="drop")
-    assert [row["id"] for row in found] == [0, 2, 3]
 
 
 def test_what_is_cut_is_counted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -381,3 +381,21 @@ def test_progress_is_told(way: Any) -> None:
     sampler = Sampler(model_of("llama"), stop_ids=STOPS, slots=3, way=way)
     sampler.sample(prompts_of(7), 3, SamplingParams(6), seed=0, done=told.append)
     assert told == sorted(set(told)) and told[-1] == 15
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
+def test_every_token_is_told_as_it_comes(name: str) -> None:
+    """By all three ways; a row that has ended beside others tells nothing more."""
+    sampler = Sampler(model_of(name), stop_ids=STOPS, slots=4)
+    assert sampler.way == WAYS[name]
+    told: dict[tuple[int, int], list[int]] = {}
+    rollouts = sampler.sample(
+        prompts_of(3),
+        2,
+        SamplingParams(14),
+        seed=1,
+        numbers=[7, 1, 3, 2, 9],
+        each=lambda prompt, sample, token: told.setdefault((prompt, sample), []).append(token),
+    )
+    assert told == {(r.prompt, r.sample): list(r.ids) for own in rollouts for r in own}
+    assert len({len(ids) for ids in told.values()}) > 2  # they end at different times

@@ -61,6 +61,11 @@ def test_the_demo_leaves_every_number_and_a_seed_fixes_them(
         assert len(stories) == TINY.requests * TINY.tellings
         assert all(s["gold"] == gold_reward(s["request"], s["story"]).total for s in stories)
     assert (first / "dpo" / "model.safetensors").exists()
+    ways = {one["method"]: [point["step"] for point in one["points"]] for one in found["frontier"]}
+    assert ways == {"ppo": [2, None], "dpo": [1, None], "simpo": [1, None], "orpo": [1, None]}
+    for one in found["frontier"]:
+        assert one["points"][-1]["gold"] == found["models"][one["method"]]["gold_reward"]
+    assert (first / "frontier.svg").read_text().startswith("<svg")
     assert f"report: {first / 'report.html'}" in said
     page = (first / "report.html").read_text()
     assert all(f'id="{part}"' in page for part in ("charts", "samples", "calibration", "tokens"))

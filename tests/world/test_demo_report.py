@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from trimtab.intervals import t_quantile
 from trimtab.world.demo_report import before_and_after, measure, summarise, table, win_rate
 from trimtab.world.gold import WEIGHTS
 
@@ -55,9 +56,11 @@ def test_summary_is_over_requests_and_seeds() -> None:
     models = summarise(ladders)
     assert models["sft"]["gold_reward"]["mean"] == pytest.approx(0.35)
     assert models["dpo"]["gold_reward"]["mean"] == pytest.approx(0.75)
-    # The extremes of four cells: both draws the lowest seed and the lowest request.
-    assert models["dpo"]["gold_reward"]["low"] == pytest.approx(0.6)
-    assert models["dpo"]["gold_reward"]["high"] == pytest.approx(0.9)
+    # Seeds differ by 0.1 and requests by 0.2: mean squares 0.01 and 0.04 without noise.
+    degrees = 0.05**2 / (0.01**2 + 0.04**2)
+    half = t_quantile(0.95, degrees) * (0.05 / 4) ** 0.5
+    assert models["dpo"]["gold_reward"]["low"] == pytest.approx(0.75 - half)
+    assert models["dpo"]["gold_reward"]["high"] == pytest.approx(0.75 + half)
     assert models["dpo"]["win_rate"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     assert summarise(ladders) == models
 
@@ -78,7 +81,7 @@ def test_the_table_is_aligned_and_leaves_out_what_is_known() -> None:
 
 
 def test_an_estimate_just_below_nothing_is_shown_as_nothing() -> None:
-    told = {"sft": [line(0.2)], "dpo": [line(0.2, -0.04)]}
+    told = {"sft": [line(0.2)] * 2, "dpo": [line(0.2, -0.04)] * 2}
     assert "0.0 [0.0, 0.0]" in table(summarise([measure(told, 1)]), 0.7)[3]
 
 

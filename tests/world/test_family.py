@@ -14,8 +14,8 @@ from trimtab.errors import RunError
 from trimtab.losses import PREFERENCE_LOSSES
 from trimtab.world import demo_stories, family
 from trimtab.world.calibrate import train
-from trimtab.world.compare_report import Point
 from trimtab.world.corpus import kwise_rows, preference_rows, write_jsonl
+from trimtab.world.examiner import Point
 from trimtab.world.family import RATES, STRENGTHS, SUM, Settings, grid, main, recipe_keys
 from trimtab.world.family_report import Found, differs, report
 

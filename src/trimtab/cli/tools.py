@@ -7,11 +7,15 @@ from typing import Annotated
 
 from cyclopts import App, Group, Parameter
 
+from trimtab.cli.chat_verb import chat
 from trimtab.cli.compare_verb import compare
 from trimtab.cli.data_verbs import check, inspect
 from trimtab.cli.demo_verb import demo
+from trimtab.cli.doctor_verb import doctor
 from trimtab.cli.evaluate_verb import evaluate
 from trimtab.cli.explain.command import explain
+from trimtab.cli.export_verb import export
+from trimtab.cli.recipes_verb import cp, ls, show
 from trimtab.cli.report_verb import report
 from trimtab.cli.sample_verb import sample
 from trimtab.cli.score_verb import score
@@ -26,11 +30,15 @@ def _verify_loss(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True, sh
 
 
 TOOLS: dict[str, Verb | dict[str, Verb]] = {
+    "chat": chat,
     "compare": compare,
     "data": {"inspect": inspect, "check": check},
     "demo": demo,
+    "doctor": doctor,
     "evaluate": evaluate,
     "explain": explain,
+    "export": export,
+    "recipes": {"ls": ls, "show": show, "cp": cp},
     "report": report,
     "sample": sample,
     "score": score,
@@ -39,10 +47,16 @@ TOOLS: dict[str, Verb | dict[str, Verb]] = {
 _HELP = {
     "compare": "Train several methods from one model under one budget; draw reward against KL.",
     "data": "Look at data before training on it.",
+    "recipes": "List, show and copy the recipes that come with trimtab.",
     "verify-loss": "Put a preference loss on the bench: a built-in one, or FILE.py:FUNCTION.",
 }
 # Whose options cyclopts does not know: a loss's hyper-parameters, and their own --help.
 _RAW = {"compare", "verify-loss"}
+
+
+def help_of(name: str) -> str:
+    """What is said of a tool that has no docstring of its own, or nothing."""
+    return _HELP.get(name, "")
 
 
 def add_tools(app: App, group: Group) -> None:

@@ -23,7 +23,7 @@ from trimtab.intervals import Interval
 
 Floats = NDArray[np.float64]
 
-RESAMPLES = 10_000
+RESAMPLES = 4000
 CONTROLLED = 500  # resamples of the length-controlled win rate, each of them a fit
 LEVEL = 0.05
 OWN = ("gold", "proxy", "kl", "length", "ended")
@@ -163,7 +163,7 @@ class Analysis:
             estimate = float(controlled_rates(wins.ravel(), terms, whole)[0])
             fits = controlled_rates(wins.ravel(), terms, cut)
             controlled = interval(estimate, fits, wins.size)
-            found.append((a, b, rate, controlled, two_sided_p(resampled, 0.5)))
+            found.append((a, b, rate, controlled, two_sided_p(rate.mean, resampled, 0.5)))
         adjusted = holm([one[-1] for one in found])
         return [Pair(*one, p) for one, p in zip(found, adjusted, strict=True)]
 
@@ -203,7 +203,7 @@ class Analysis:
                 resampled = curves[a][1] - curves[b][1]
                 mean = curves[a][0] - curves[b][0]
                 differences.append((a, b, interval(mean, resampled, self.base.cells("gold").size)))
-                p.append(two_sided_p(resampled))
+                p.append(two_sided_p(mean, resampled))
             values.append((level, gold, differences))
         adjusted = iter(holm(p))
         return [
@@ -251,7 +251,7 @@ class Analysis:
                 resampled = self.draws.mean(fall)
                 gold = interval(float(fall.mean()), resampled, fall.size)
                 found.append((last, peak, gold, self.gain(last, peak, "proxy")))
-                p.append(two_sided_p(resampled))
+                p.append(two_sided_p(gold.mean, resampled))
         every = zip(found, holm(p), strict=True)
         return [
             Fallen(*one, adjusted)

@@ -90,7 +90,7 @@ class _Worker:
 
 @contextlib.contextmanager
 def _terminates() -> Iterator[None]:
-    """SIGTERM is Ctrl-C here, where that can be arranged."""
+    """SIGTERM is Ctrl-C here, and so is Ctrl-C in a shell's background."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -98,11 +98,12 @@ def _terminates() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    old = signal.signal(signal.SIGTERM, stop)
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------------- processes

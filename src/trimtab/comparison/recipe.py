@@ -58,6 +58,10 @@ class Read:
 def read_recipe(tokens: Sequence[str]) -> Read:
     """``recipe.yaml [--key value | --group.key value]``; RecipeError for what is wrong with it."""
     file, given, controls = _split(tokens)
+    if file is None and not given:
+        raise RecipeError(
+            "recipe: missing; name a file, such as recipes/compare/tiny.yaml (--help)"
+        )
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
     if file is not None:

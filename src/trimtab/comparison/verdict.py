@@ -81,24 +81,26 @@ def _base(analysis: Analysis) -> list[str]:
 
 
 def _equal_kl(analysis: Analysis) -> list[str]:
-    """For every level, who is ahead of whom."""
+    """For every level, who has the most there, and whom it is ahead of."""
     found: list[str] = []
     for level in analysis.at_kl:
         if len(level.gold) < 2:
             continue
-        ahead: dict[str, list[str]] = {}
-        for a, b, difference, p in level.differences:
-            if p < LEVEL and not difference.low <= 0 <= difference.high:
-                first, second = (a, b) if difference.mean > 0 else (b, a)
-                ahead.setdefault(first, []).append(second)
         order = sorted(level.gold, key=lambda name: -level.gold[name].mean)
-        where = f"At a KL of {level.level:g} nats"
-        if not ahead:
-            found.append(f"{where} no two of {listed(order)} can be told apart.")
-            continue
-        parts = [f"{name} is ahead of {listed(ahead[name])}" for name in order if name in ahead]
-        best = f"{order[0]} {told(level.gold[order[0]])}"
-        found.append(f"{where} (highest: {best}) {'; '.join(parts)}.")
+        best = order[0]
+        behind = {
+            b if a == best else a
+            for a, b, difference, p in level.differences
+            if best in (a, b) and p < LEVEL and not difference.low <= 0 <= difference.high
+        }
+        ahead_of = [name for name in order if name in behind]
+        same = [name for name in order[1:] if name not in behind]
+        parts = [f"it is ahead of {listed(ahead_of)}"] if ahead_of else []
+        parts += [f"{'' if parts else 'it '}cannot be told from {listed(same)}"] if same else []
+        found.append(
+            f"At a KL of {level.level:g} nats {best} has the highest reward, "
+            f"{told(level.gold[best])}; {' and '.join(parts)}."
+        )
     return found
 
 

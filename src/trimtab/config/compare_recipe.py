@@ -108,6 +108,16 @@ class CompareRecipe(JudgeSpec):
 
     TITLE: ClassVar[str] = "Comparison"
 
+    reward_model: Location | None = Field(
+        default=None,
+        description="The proxy, which on-policy methods are trained on and the best of n is chosen "
+        "by: a reward model's folder, an ensemble's, or a hub id.",
+    )
+    reward_funcs: TextList = Field(
+        default_factory=list,
+        description="Reward functions of the proxy: built-in names, module:function or "
+        "file.py:function.",
+    )
     name: str | None = Field(default=None, description="Title; null: the recipe file's name.")
     model_name_or_path: Location = Field(
         description="The model that every method starts from: sft's, say."

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from trimtab.config.hints_trl import EXPLAINED_TRL, RENAMED_TRL
+
 # Taken as they are: short forms, and TRL's names for a part of a group.
 ALIASES: Mapping[str, str] = MappingProxyType(
     {
@@ -131,6 +133,7 @@ RENAMED: Mapping[str, tuple[str, str]] = MappingProxyType(
         "simpo_beta": ("loss.beta", "other tools"),
         "reference_model": ("ref_model_name_or_path", "other tools"),
         "load_in_bf16": ("precision", "other tools"),
+        **RENAMED_TRL,
     }
 )
 
@@ -246,6 +249,7 @@ EXPLAINED: Mapping[str, str] = MappingProxyType(
         "config": "a recipe cannot name another recipe; give one file",
         "defaults": "a recipe cannot include another; give one file",
         "_component_": "torchtune's way to name a class; keys here are plain values",
+        **EXPLAINED_TRL,
     }
 )
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from trimtab.config.hints import ALIASES, CONTROLS, EXPLAINED, LOSS_TYPES, RENAMED
+from trimtab.config.hints_trl import OF_VERB
 from trimtab.config.loss_schema import loss_schemas
 from trimtab.config.loss_sum import WEIGHT, is_member
 from trimtab.config.schema import Key, loss_keys, recipe_keys
@@ -71,8 +72,9 @@ def unknown_key(name: str, verb: Verb, where: str) -> str:
     start = f"{name}: unknown key ({where})"
     if name in CONTROLS:
         return f"{name}: belongs on the command line, as --{name.replace('_', '-')} ({where})"
-    if name in EXPLAINED:
-        return f"{start}: {EXPLAINED[name]}"
+    explained = OF_VERB.get(verb.name, {}).get(name) or EXPLAINED.get(name)
+    if explained:
+        return f"{start}: {explained}"
     if name in RENAMED:
         ours, whose = RENAMED[name]
         if ours == "max_length" and "context_length" in keys:

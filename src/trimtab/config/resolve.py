@@ -29,6 +29,7 @@ from trimtab.config.values import Columns, as_mapping
 from trimtab.config.verbs import VERBS, Verb, loss_defaults
 from trimtab.config.yaml_text import read_file
 from trimtab.errors import RecipeError
+from trimtab.shipped import or_shipped
 
 __all__ = [
     "Control",
@@ -102,9 +103,11 @@ def _file(name: str | None, verb: Verb) -> Flat:
     path = Path(name)
     if (path / RESOLVED_NAME).is_file():
         path = path / RESOLVED_NAME
-    text = read_file(path)
+    found = or_shipped(path)
+    text = read_file(found)
+    notes = [] if found is path else [f"{path}: the recipe that comes with trimtab"]
     if text.value is None:
-        return Flat({}, [])
+        return Flat({}, notes)
     values = as_mapping(text.value)
     if values is None:
         raise RecipeError(f"{path}: is not a recipe: no 'key: value' lines at its top level")
@@ -113,7 +116,8 @@ def _file(name: str | None, verb: Verb) -> Flat:
             f"verb: this recipe is for trimtab {named} ({path}:{text.lines['verb']}), and the "
             f"command is trimtab {verb.name}"
         )
-    return flatten(values, verb, lambda raw: f"{path}:{text.lines[raw]}")
+    flat = flatten(values, verb, lambda raw: f"{path}:{text.lines[raw]}")
+    return Flat(flat.values, notes + flat.notes)
 
 
 # Variables that are no recipe key. A new one is named here, or users could not set it.

@@ -41,14 +41,31 @@ def recipe_keys(recipe: type[TrainRecipe]) -> Mapping[str, Key]:
     loss is known.
     """
     found: dict[str, Key] = {}
+    for name, field, title in _fields(recipe):
+        found.update((key.path, key) for key in _expand(name, field, title))
+    assert found.keys() >= recipe.model_fields.keys(), "a field belongs to no group"
+    return found
+
+
+def recipe_key(recipe: type[TrainRecipe], path: str) -> Key | None:
+    """One of them, or None: to look up a name takes no defaults of all the others."""
+    top = path.partition(".")[0]
+    if top not in recipe.model_fields:
+        return None
+    name, field, title = next(one for one in _fields(recipe) if one[0] == top)
+    inside_loss = path != top and _plain(field.annotation)[0] is LossChoice
+    keys = _loss_keys(title) if inside_loss else _expand(name, field, title)
+    return next((key for key in keys if key.path == path), None)
+
+
+def _fields(recipe: type[TrainRecipe]) -> Iterator[tuple[str, FieldInfo, str]]:
+    """Name, field and title of its group, in the order of ``--help``."""
     # The class that declares a key first; those below it only change its default.
     owners = {name: c for c in recipe.__mro__ for name in inspect.get_annotations(c)}
     for title, owner in _groups(recipe):
         for name, field in recipe.model_fields.items():
             if owners[name] is owner:
-                found.update((key.path, key) for key in _expand(name, field, title))
-    assert found.keys() >= recipe.model_fields.keys(), "a field belongs to no group"
-    return found
+                yield name, field, title
 
 
 def loss_keys(recipe: type[TrainRecipe]) -> Mapping[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from trimtab.evaluation import answer_text, lm_eval_text
 from trimtab.evaluation.verdict import interval, signed
 from trimtab.report.card_charts import SCORING_NAMES
 
@@ -15,6 +16,12 @@ def markdown(card: Mapping[str, Any], charts: Collection[str]) -> str:
     """The whole card; ``charts`` are the files beside it."""
     lines = [f"# Report card: {_plain(card['model']['name'])} on {_plain(card['dataset'])}", ""]
     lines += [" ".join(card["verdict"]), ""]
+    if card["task"] == "answers":
+        lines += [answer_text.facts(card), "", *answer_text.markdown(card, _plain)]
+        return "\n".join([*lines, _closing("prompts"), ""])
+    if card["task"] == "lm_eval":
+        lines += lm_eval_text.markdown(card, _plain)
+        return "\n".join([*lines, ""])
     lines += [_facts(card), ""]
     if card["task"] == "comparisons":
         for name, scoring in card["scorings"].items():
@@ -24,36 +31,55 @@ def markdown(card: Mapping[str, Any], charts: Collection[str]) -> str:
         lines += _text(card, charts)
     if "baseline" in card:
         lines += _baseline(card)
-    lines += [
-        "Brackets are 95 % intervals"
-        + (
-            " over prompts: comparisons of one prompt are not independent."
-            if card["task"] == "comparisons"
-            else " over rows."
-        )
-        + " docs/evaluation.md says what every number means; report_card.json has all of them, "
-        "scores.jsonl the scores of every row.",
-        "",
-    ]
+    over = "prompts: comparisons of one prompt are not independent"
+    lines += [_closing(over if card["task"] == "comparisons" else "rows"), ""]
     return "\n".join(lines)
+
+
+def _closing(over: str) -> str:
+    return (
+        f"Brackets are 95 % intervals over {over}. docs/evaluation.md says what every number "
+        "means; report_card.json has all of them, scores.jsonl the scores of every row."
+    )
 
 
 def summary(card: Mapping[str, Any]) -> list[str]:
     """What the terminal shows: the verdict, and the numbers that a reader asks for next."""
-    lines = [*card["verdict"], *(f"Rows left out, {text}." for text in _left_out(card["rows"])), ""]
     rows: list[tuple[str, str, str]] = []
+    if card["task"] in ("answers", "lm_eval"):
+        if card["task"] == "answers":
+            lines = [*card["verdict"], "", answer_text.facts(card)]
+            rows = answer_text.summary(card)
+        else:
+            lines = [*card["verdict"], ""]
+            rows = lm_eval_text.summary(card)
+        return [*lines, *_aligned(rows)]
+    lines = [*card["verdict"], *(f"Rows left out, {text}." for text in _left_out(card["rows"])), ""]
     if card["task"] == "text":
         for one in [{"name": "all rows", **card["text"]}, *card["text"].get("by_source", ())]:
-            rows.append((one["name"], interval(one["loss"]), f"{one['tokens']:,} tokens"))
-        lines.append("held-out loss, nats per token")
+            count = f"{one['loss']['n']:,} rows, {one['tokens']:,} tokens"
+            bits = one["bits_per_byte"]
+            rows.append((f"{one['name']}: loss, nats per token", interval(one["loss"]), count))
+            rows.append(("  perplexity", interval(one["perplexity"], 2), ""))
+            rows += [("  bits per byte", interval(bits), "")] if bits else []
+            rows.append(("  token accuracy", interval(one["token_accuracy"]), ""))
     else:
         for name, scoring in card["scorings"].items():
             accuracy = scoring["accuracy"]
             rows.append((f"accuracy by {SCORING_NAMES[name]}", *_counted(accuracy["overall"])))
             rows += [(f"  {g['name']}", *_counted(g)) for g in accuracy["by_source"]]
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    lines += [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows]
-    return lines
+            rows.append((f"margin of the {SCORING_NAMES[name]}", *_counted(scoring["margin"])))
+            bench = scoring["rewardbench"] or {"sections": (), "subsets": (), "score": None}
+            named = [*bench["sections"], *([] if bench["sections"] else bench["subsets"])]
+            rows += [(f"  {g['name']}", *_counted(g)) for g in named]
+            if bench["score"] is not None:
+                rows.append(("  RewardBench score", *_counted(bench["score"])))
+    return [*lines, *_aligned(rows)]
+
+
+def _aligned(rows: Sequence[tuple[str, str, str]]) -> list[str]:
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
+    return [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows]
 
 
 def _counted(found: Mapping[str, Any]) -> tuple[str, str]:
@@ -99,6 +125,7 @@ def _scoring(
 ) -> list[str]:
     lines = [f"## By {SCORING_NAMES[name]}", ""]
     lines += _accuracy(scoring, f"{name}_accuracy.svg", charts)
+    lines += _rewardbench(scoring["rewardbench"])
     lines += _calibration(scoring["calibration"], f"{name}_reliability.svg", charts)
     lines += _length(scoring["length"])
     lines += _scores(scoring, f"{name}_scores.svg", charts)
@@ -126,6 +153,19 @@ def _accuracy(scoring: Mapping[str, Any], chart: str, charts: Collection[str]) -
     elif found["without_data_margin"]:
         notes.append(f"{found['without_data_margin']:,} comparisons have no margin in the data.")
     return [*lines, "", *([" ".join(notes), ""] if notes else [])]
+
+
+def _rewardbench(found: Mapping[str, Any] | None) -> list[str]:
+    """Sections and subsets, where rows have them."""
+    if found is None:
+        return []
+    lines = ["### By subset", "", _TABLE_HEAD]
+    if found["score"] is not None:
+        lines.append(_row("RewardBench score: mean of the sections", found["score"]))
+    for one in found["sections"]:
+        partly = f" (without {', '.join(one['missing'])})" if one["missing"] else ""
+        lines.append(_row(f"section {one['name']}{partly}", one))
+    return [*lines, *(_row(one["name"], one) for one in found["subsets"]), ""]
 
 
 def _calibration(found: Mapping[str, Any], chart: str, charts: Collection[str]) -> list[str]:
@@ -167,9 +207,11 @@ def _scores(scoring: Mapping[str, Any], chart: str, charts: Collection[str]) -> 
         head,
     ]
     for name, found in scoring["scores"].items():
-        cells = (found[key] for key in ("mean", "sd", "p05", "p50", "p95"))
-        lines.append(f"| {name} | " + " | ".join(signed(cell) for cell in cells) + " |")
-    return [*lines, ""]
+        cells = (signed(found[key]) for key in ("sd", "p05", "p50", "p95"))
+        lines.append(f"| {name} | {interval(found['mean'])} | " + " | ".join(cells) + " |")
+    margin = scoring["margin"]
+    said = f"Mean margin {interval(margin)} over {_count(margin['n'], 'comparison')} of "
+    return [*lines, "", said + f"{_count(margin['prompts'], 'prompt')}.", ""]
 
 
 def _gold(

@@ -12,6 +12,7 @@ prompts alone are resampled then.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,12 +69,18 @@ def interval(
     return Interval(estimate, float(low), float(high), n)
 
 
-def two_sided_p(resampled: ArrayLike, null: float = 0.0) -> float:
-    """How often a resample lies beyond ``null``, twice: no smaller than 2 / (B + 1)."""
+def two_sided_p(estimate: float, resampled: ArrayLike, null: float = 0.0) -> float:
+    """p-value of ``estimate`` against ``null`` by the standard deviation of its resamples.
+
+    Normal, so that it goes on where counting resamples ends: of B none is smaller than 1 / B, which
+    no correction for hundreds of comparisons would survive.
+    """
     values = np.asarray(resampled, dtype=np.float64)
-    values = values[~np.isnan(values)]
-    beyond = min(int((values <= null).sum()), int((values >= null).sum()))
-    return min(1.0, 2 * (beyond + 1) / (values.size + 1))
+    spread = float(np.std(values[~np.isnan(values)])) if np.isfinite(values).any() else math.nan
+    away = abs(estimate - null)
+    if not spread > 1e-12:
+        return 1.0 if away < 1e-12 or math.isnan(spread) else 0.0
+    return math.erfc(away / spread / math.sqrt(2))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -2,7 +2,8 @@
 
 A reward model gets its report card. A causal language model gets the same card on preference rows,
 by the log-probability of the responses (the untrained baseline of a reward model), and loss,
-perplexity, bits per byte and token accuracy on texts, chats and completions.
+perplexity, bits per byte and token accuracy on texts, chats and completions. Where prompts are all
+there is, or rewards, a judge or sampling are asked for, its answers are evaluated.
 
     report_card.json    all numbers, counts and the seed
     report_card.md      verdict, tables and charts
@@ -27,9 +28,15 @@ from trimtab.data.rows import Example
 from trimtab.data.sources import Loaded, load_examples
 from trimtab.data.tokenise_report import TokeniseReport
 from trimtab.errors import RecipeError, RunError
-from trimtab.evaluation import card_charts
+from trimtab.evaluation import answer_text, card_charts, lm_eval_bridge
+from trimtab.evaluation.answer_options import AnswerOptions, write_targets
+from trimtab.evaluation.answers import is_file
 from trimtab.evaluation.card_text import markdown, summary
 from trimtab.evaluation.comparisons import ScoredRow
+from trimtab.evaluation.evaluate_answers import check as check_answers
+from trimtab.evaluation.evaluate_answers import evaluate_answers, finish
+from trimtab.evaluation.outcome import Outcome
+from trimtab.evaluation.outputs import check_target, rewardbench_rows, write_rows
 from trimtab.evaluation.reward_card import comparison_card, text_card
 from trimtab.evaluation.rows_to_judge import Judged, Read, Trees, gold_of, judge, read
 from trimtab.evaluation.subjects import Candidate, LanguageSubject, facts, find, loaded
@@ -45,7 +52,7 @@ class EvaluateOptions:
     """What is evaluated on what; the command line's options have the same names."""
 
     model: str
-    dataset_name: str
+    dataset_name: str | None = None
     baseline: str | None = None
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
     kind: str | None = None
@@ -56,15 +63,20 @@ class EvaluateOptions:
     token_budget: int = 8192
     output_dir: str | None = None
     seed: int = 0
+    answers: AnswerOptions = dataclasses.field(default_factory=AnswerOptions)
+    write_outputs: tuple[str, ...] = ()
+    lm_eval: tuple[str, ...] = ()
+    restart: bool = False
 
+    @property
+    def targets(self) -> dict[str, str]:
+        """Files that outputs are written to, by format."""
+        return write_targets(self.write_outputs)
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """A card, its charts by file name, and the lines of scores.jsonl."""
-
-    card: dict[str, Any]
-    charts: dict[str, str]
-    lines: list[dict[str, Any]]
+    @property
+    def data(self) -> str:
+        """What the rows are called: the data set, the file of answers, or the tasks."""
+        return self.dataset_name or ("-".join(self.lm_eval) if self.lm_eval else self.model)
 
 
 def evaluate_file(options: EvaluateOptions, *, as_json: bool = False) -> int:
@@ -77,6 +89,7 @@ def evaluate_file(options: EvaluateOptions, *, as_json: bool = False) -> int:
     with Progress(0, "evaluate") as progress:
         outcome = evaluate(options, progress, folder)
     write(outcome, folder)
+    finish(folder)
     if as_json:
         print(json.dumps(outcome.card, ensure_ascii=False))
         return 0
@@ -88,39 +101,80 @@ def evaluate(options: EvaluateOptions, progress: Progress, folder: Path) -> Outc
     """Everything but the writing. What costs little and may be wrong is looked at first."""
     check(options, folder)
     quiet()
+    if options.lm_eval:
+        return _named(options, lm_eval_bridge.run(options, progress))
+    if is_file(options.model):
+        return _answers(options, folder, progress)
     ours = find(options.model, "model")
-    theirs = find(options.baseline, "baseline") if options.baseline else None
-    accepts = ours.accepts & theirs.accepts if theirs else ours.accepts
+    wanted = options.answers.given or ("alpaca_eval" in options.targets and "write_outputs")
+    if ours.kind == "reward" and wanted:
+        raise RecipeError(
+            f"{wanted}: {options.model} is a reward model, which gives no answers; to judge those "
+            "of others by it give it as --reward-model"
+        )
+    if wanted:
+        return _answers(options, folder, progress)
+    assert options.dataset_name is not None
     progress.stage("reading rows")
     source = FileSource(
         options.dataset_name, options.columns, options.kind, split=options.dataset_split
     )
+    against = options.baseline
+    theirs = find(against, "baseline") if against and not is_file(against) else None
+    accepts = ours.accepts & theirs.accepts if theirs else ours.accepts
     rows = load_examples(
         [source], accepts, max_rows=options.max_rows, max_bad_rows=options.max_bad_rows
     )
     for notice in rows.report.notices:
         progress.note(notice)
     examples = rows.examples[0]
-    if rows.report.sources[0].kind in ("preference", "ranked"):
+    kind = rows.report.sources[0].kind
+    if kind == "prompt" or (against and theirs is None):
+        return _answers(options, folder, progress)
+    if kind in ("preference", "ranked"):
         outcome, report = _comparisons(options, ours, theirs, examples, progress)
     else:
         outcome, report = _texts(options, ours, theirs, examples, progress)
-    card = {
-        "verdict": outcome.card.pop("verdict"),
+    about = {"data_fingerprint": rows.fingerprint, "rows": _account(rows, report)}
+    return _named(options, dataclasses.replace(outcome, card=about | outcome.card))
+
+
+def _named(options: EvaluateOptions, outcome: Outcome) -> Outcome:
+    """The card with what every card begins with, and the files beside it."""
+    own = dict(outcome.card)
+    card: dict[str, Any] = {
+        "verdict": own.pop("verdict"),
         "trimtab": __version__,
-        "dataset": options.dataset_name,
-        "data_fingerprint": rows.fingerprint,
-        "rows": _account(rows, report),
-        **outcome.card,
+        "dataset": options.data,
+        **own,
     }
-    card["files"] = sorted((CARD, PAGE, SCORES, *outcome.charts))
+    card["files"] = sorted((CARD, PAGE, SCORES, *outcome.charts, *own.get("files", ())))
     return dataclasses.replace(outcome, card=card)
+
+
+def _answers(options: EvaluateOptions, folder: Path, progress: Progress) -> Outcome:
+    """The card of sampled answers, or of those in a file."""
+    if "rewardbench" in options.targets:
+        raise RecipeError(
+            "write_outputs=rewardbench: its rows are scores of preference pairs, and here answers "
+            "are evaluated; write alpaca_eval, or leave the rewards out"
+        )
+    found = evaluate_answers(options, folder, progress)
+    card = found.card | {"files": found.files}
+    return _named(options, Outcome({"verdict": answer_text.verdict(card), **card}, {}, found.lines))
 
 
 def check(options: EvaluateOptions, folder: Path) -> None:
     """Refuse options that make no sense, and an output folder that cannot be written to."""
-    if not options.dataset_name.strip():
+    if options.lm_eval:
+        lm_eval_bridge.check(options)
+    elif options.dataset_name is None and not is_file(options.model):
+        raise RecipeError("dataset_name: missing; name a file, a folder or a hub id")
+    if options.dataset_name is not None and not options.dataset_name.strip():
         raise RecipeError("dataset_name: is empty; name a file, a folder or a hub id")
+    for path in options.targets.values():
+        check_target(path)
+    check_answers(options)
     for name in ("max_rows", "max_length", "token_budget"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -134,7 +188,7 @@ def check(options: EvaluateOptions, folder: Path) -> None:
 
 def default_folder(options: EvaluateOptions) -> str:
     """``runs/evaluate-<model>-<data>``."""
-    names = [_stem(options.model), _stem(options.dataset_name)]
+    names = [_stem(options.model), _stem(options.data)]
     return "runs/evaluate-" + "-".join(names)
 
 
@@ -175,6 +229,14 @@ def _comparisons(
     card = comparison_card(
         found.rows, model=model, gold_source=gold_source, baseline=baseline, seed=options.seed
     )
+    if "alpaca_eval" in options.targets:
+        raise RecipeError(
+            "write_outputs=alpaca_eval: these rows are comparisons; ask for answers, e.g. with "
+            "--num-generations 1"
+        )
+    if "rewardbench" in options.targets:
+        first = next(iter(found.rows.values()))
+        write_rows(options.targets["rewardbench"], rewardbench_rows(first, examples))
     charts = card_charts.comparison_charts(card, found.rows)
     lines = _score_lines(found.rows, baseline[1] if baseline else {})
     return Outcome(card, charts, lines), found.report
@@ -224,6 +286,10 @@ def _texts(
             identity = fingerprint_tokenizer(subject.renderer.tokenizer)
             return found, facts(subject, options.max_length), identity
 
+    if options.targets:
+        raise RecipeError(
+            f"write_outputs={options.write_outputs[0]}: text has no outputs; leave it out"
+        )
     found, model, tokens = predicted(ours)
     baseline, same = None, False
     if theirs is not None:

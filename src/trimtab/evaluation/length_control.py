@@ -20,7 +20,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from trimtab.evaluation.statistics import cluster_numbers, resample_counts
+from trimtab.evaluation.statistics import bca_levels, cluster_numbers, resample_counts
 from trimtab.intervals import Interval, tail
 
 Floats = NDArray[np.float64]
@@ -41,8 +41,12 @@ def controlled_rates(wins: ArrayLike, terms: ArrayLike, weights: ArrayLike) -> F
     """[B] sigmoid(theta) of fits to the same n comparisons under B sets of weights [B, n].
 
     ``wins`` [n] are shares won, a tie one half; ``terms`` [n] as ``length_terms`` gives them.
-    Newton steps on two parameters, none longer than 2.
     """
+    return _sigmoid(_fits(wins, terms, weights)[0])
+
+
+def _fits(wins: ArrayLike, terms: ArrayLike, weights: ArrayLike) -> tuple[Floats, Floats]:
+    """theta [B] and phi [B], by Newton steps on both, shortened where they overshoot."""
     y, x = np.asarray(wins, dtype=np.float64), np.asarray(terms, dtype=np.float64)
     w = np.atleast_2d(np.asarray(weights, dtype=np.float64))
     assert y.shape == x.shape == w.shape[1:], (y.shape, x.shape, w.shape)
@@ -63,7 +67,19 @@ def controlled_rates(wins: ArrayLike, terms: ArrayLike, weights: ArrayLike) -> F
         theta, phi = theta + shrink * step_t, phi + shrink * step_p
         if np.max(np.abs(shrink * step_t), initial=0.0) < 1e-10:
             break
-    return _sigmoid(theta)
+    return theta, phi
+
+
+def _rates_without(
+    y: Floats, x: Floats, numbers: NDArray[np.int64], theta: float, phi: float
+) -> Floats:
+    """[G] the rate without each cluster: one Newton step from the fit to all, its influence."""
+    p = _sigmoid(theta + phi * x)
+    v, centre = p * (1 - p), float(_sigmoid(np.array(theta)))
+    tt, tp = v.sum() + PSEUDO * centre * (1 - centre) + 1e-12, v @ x
+    pp = v @ np.square(x) + RIDGE
+    moved = (pp * (y - p) - tp * (y - p) * x) / (tt * pp - tp**2)
+    return _sigmoid(theta - np.bincount(numbers, weights=moved).astype(np.float64))
 
 
 def length_controlled_win_rate(
@@ -75,7 +91,7 @@ def length_controlled_win_rate(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """The length-controlled win rate of a over b, with a percentile bootstrap over clusters.
+    """The length-controlled win rate of a over b, with a BCa bootstrap over clusters.
 
     ``wins[i]`` is what a won of comparison i (1, 0, or one half for a tie; a share where several
     are taken together), ``difference[i]`` its length less b's, ``clusters[i]`` the prompt (None:
@@ -86,11 +102,12 @@ def length_controlled_win_rate(
         raise ValueError(f"wins of shape {y.shape}, differences of {d.shape}: need one of each")
     if not (np.isfinite(d).all() and ((y >= 0) & (y <= 1)).all()):
         raise ValueError("need finite differences, and wins between 0 and 1")
-    outside = tail(confidence)
+    tail(confidence)  # which refuses what is no probability
     if resamples < 1:
         raise ValueError(f"resamples={resamples}: must be at least 1")
     terms = length_terms(d)
-    estimate = float(controlled_rates(y, terms, np.ones(y.size))[0])
+    theta, phi = (float(found[0]) for found in _fits(y, terms, np.ones(y.size)))
+    estimate = float(_sigmoid(np.array(theta)))
     numbers = cluster_numbers(list(range(y.size)) if clusters is None else list(clusters))
     if len(numbers) != y.size:
         raise ValueError(f"{y.size} comparisons and {len(numbers)} clusters: need one of each")
@@ -98,7 +115,9 @@ def length_controlled_win_rate(
     if size == 1:
         return Interval(estimate, -np.inf, np.inf, y.size)
     counts = resample_counts(resamples, size, seed)
-    low, high = np.quantile(controlled_rates(y, terms, counts[:, numbers]), (outside, 1 - outside))
+    values = controlled_rates(y, terms, counts[:, numbers])
+    without = _rates_without(y, terms, numbers, theta, phi)
+    low, high = np.quantile(values, bca_levels(values, estimate, without, confidence))
     return Interval(estimate, float(low), float(high), y.size)
 
 

@@ -19,9 +19,12 @@ from trimtab.evaluation.reward_statistics import (
     against_gold,
     calibration,
     difference,
+    entry,
     length_bias,
 )
+from trimtab.evaluation.rewardbench import subset_scores
 from trimtab.evaluation.rows_to_judge import common
+from trimtab.evaluation.statistics import cluster_mean
 from trimtab.evaluation.verdict import comparison_verdict, text_verdict
 
 
@@ -101,14 +104,21 @@ def _scoring(rows: Sequence[ScoredRow], gold: bool, seed: int) -> dict[str, Any]
         "length": length_bias(table, rows, seed),
         "gold": against_gold(table) if gold else None,
         "best_of_n": best_of_n(rows, seed) if gold else None,
-        "scores": {"preferred": _spread(table.winner), "other": _spread(table.loser)},
+        "margin": entry(cluster_mean(table.gap, table.prompt, seed=seed), table.prompts),
+        "rewardbench": subset_scores(rows),
+        "scores": {
+            "preferred": _spread(table.winner, table.prompt, seed),
+            "other": _spread(table.loser, table.prompt, seed),
+        },
     }
 
 
-def _spread(values: Any) -> dict[str, float]:
+def _spread(values: Any, prompts: Any, seed: int) -> dict[str, Any]:
+    """The mean with its interval; standard deviation and quantiles as they are in these rows."""
     quantiles = np.quantile(values, (0.05, 0.5, 0.95))
     names = ("p05", "p50", "p95")
-    return {"mean": float(values.mean()), "sd": float(values.std())} | {
+    mean = entry(cluster_mean(values, prompts, seed=seed))
+    return {"mean": mean, "sd": float(values.std())} | {
         name: float(q) for name, q in zip(names, quantiles, strict=True)
     }
 

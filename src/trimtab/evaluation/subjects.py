@@ -31,7 +31,7 @@ REWARD = "reward"
 SUM, MEAN = "log_prob", "log_prob_per_token"
 
 _PAIRS: tuple[Kind, ...] = ("preference", "ranked")
-_TEXTS: tuple[Kind, ...] = ("text", "chat", "completion")
+_TEXTS: tuple[Kind, ...] = ("text", "chat", "completion", "prompt")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 

@@ -55,7 +55,7 @@ def text_verdict(card: Mapping[str, Any]) -> list[str]:
         other, change = card["baseline"]["model"]["name"], card["baseline"]["difference"]
         for name, unit in (("loss", "nats per token"), ("bits_per_byte", "bits per byte")):
             if name in change:
-                side = _side(change[name], 0.0, ("lower", "higher"), "not distinguishable")
+                side = side_of(change[name], 0.0, ("lower", "higher"), "not distinguishable")
                 shown = interval(change[name], sign=True)
                 said.append(f"Against {other} the difference is {shown} {unit}: {side}.")
                 break
@@ -80,7 +80,7 @@ def signed(value: float, places: int = 3, *, plus: bool = False) -> str:
     return shown.replace("-", "\N{MINUS SIGN}")
 
 
-def _side(found: Mapping[str, Any], to: float, sides: tuple[str, str], neither: str) -> str:
+def side_of(found: Mapping[str, Any], to: float, sides: tuple[str, str], neither: str) -> str:
     """Below, above, or neither, by the interval."""
     low, high = found["low"], found["high"]
     if low is None or high is None or low <= to <= high:
@@ -90,14 +90,14 @@ def _side(found: Mapping[str, Any], to: float, sides: tuple[str, str], neither: 
 
 def _accuracy(name: str, scoring: Mapping[str, Any]) -> list[str]:
     overall = scoring["accuracy"]["overall"]
-    chance = _side(overall, 0.5, ("worse than chance", "better than chance"),
+    chance = side_of(overall, 0.5, ("worse than chance", "better than chance"),
                    "not distinguishable from chance")  # fmt: skip
     said = [
         f"{NAMES[name]} scores the preferred answer higher in {interval(overall)} of "
         f"{overall['n']:,} comparisons of {overall['prompts']:,} prompts: {chance}."
     ]
     longer, gain = scoring["length"]["longer_wins"], scoring["length"]["over_longer_wins"]
-    side = _side(gain, 0.0, ("worse than that", "better than that"), "no better and no worse, as "
+    side = side_of(gain, 0.0, ("worse than that", "better than that"), "no better and no worse, as "
                  "far as these rows tell")  # fmt: skip
     said.append(f"Preferring the longer answer gives {longer['value']:.3f}; it is {side}.")
     if overall["value"] > _TOO_GOOD:
@@ -113,7 +113,7 @@ def _calibration(found: Mapping[str, Any]) -> str:
     if slope["low"] is not None and slope["high"] is not None and slope["high"] <= 0:
         return f"Its scores point the wrong way, so its probabilities mislead ({error})."
     best = f"scores times {slope['value']:.2f} would predict best"
-    side = _side(slope, 1.0, (f"too sure: {best}", f"not sure enough: {best}"), "")
+    side = side_of(slope, 1.0, (f"too sure: {best}", f"not sure enough: {best}"), "")
     if side:
         return f"Its probabilities are {side} ({error})."
     if ece > null["high"]:
@@ -125,7 +125,7 @@ def _length(found: Mapping[str, Any]) -> str:
     correlation = found["partial_correlation"]
     if correlation["value"] is None:
         return "The answers to a prompt are all equally long: length plays no part."
-    side = _side(correlation, 0.0, ("shorter", "longer"), "")
+    side = side_of(correlation, 0.0, ("shorter", "longer"), "")
     if not side:
         return (
             "Whatever the label, its scores do not follow length as far as these rows tell "
@@ -157,7 +157,7 @@ def _gold(scoring: Mapping[str, Any]) -> list[str]:
 
 def _baseline(card: Mapping[str, Any], one: Mapping[str, Any]) -> str:
     change = one["difference"]
-    side = _side(change, 0.0, ("worse", "better"), "not distinguishable")
+    side = side_of(change, 0.0, ("worse", "better"), "not distinguishable")
     ways = ""
     if one["scoring"] != one["baseline_scoring"] or len(card["scorings"]) > 1:
         ways = f" ({one['scoring']} against {one['baseline_scoring']})".replace("_", " ")

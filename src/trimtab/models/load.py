@@ -28,6 +28,7 @@ __all__ = [
     "checkpoint_activations",
     "disable_dropout",
     "fingerprint",
+    "generation_config",
     "load_model",
     "load_tokenizer",
     "locate",
@@ -221,6 +222,17 @@ def base_of(source: ModelSource, key: str = "model_name_or_path") -> ModelSource
     except RecipeError as error:
         problem = str(error).removeprefix(f"{key}={name!r}: ")
         raise RecipeError(f"{key}={source.name!r}: base model {name!r}: {problem}") from None
+
+
+def generation_config(source: ModelSource, key: str = "model_name_or_path") -> Any:
+    """The ``GenerationConfig`` of a model's folder (an adapter's base), None where it has none."""
+    folder = base_of(source, key).folder
+    if not (folder / "generation_config.json").is_file():
+        return None
+    quiet()
+    from transformers import GenerationConfig
+
+    return GenerationConfig.from_pretrained(folder)
 
 
 def _refuse_pickles(source: ModelSource, key: str) -> None:

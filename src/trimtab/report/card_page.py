@@ -76,7 +76,7 @@ def _of(card: Mapping[str, Any], *keys: str) -> str:
 def _drawn(card: Mapping[str, Any], path: Path) -> list[Block]:
     figures: list[Figure] = []
     try:
-        for name, scoring in card.get("scorings", {}).items():
+        for name, scoring in (card.get("scorings") or {}).items():
             figures.append(Figure(bare(accuracy_chart(name, scoring)), _ACCURACY))
             if name == "reward":  # log-probabilities claim no such thing
                 calibration = scoring["calibration"]

@@ -146,10 +146,4 @@ def _member(source: ModelSource, device: str | torch.device, code: bool, key: st
 
 def _renderer(source: ModelSource, code: bool, key: str) -> ChatRenderer:
     tokenizer = load.load_tokenizer(source, trust_remote_code=code, key=key)
-    folder = load.base_of(source, key).folder
-    config = None
-    if (folder / "generation_config.json").is_file():
-        from transformers import GenerationConfig
-
-        config = GenerationConfig.from_pretrained(folder)
-    return ChatRenderer(tokenizer, generation_config=config)
+    return ChatRenderer(tokenizer, generation_config=load.generation_config(source, key))

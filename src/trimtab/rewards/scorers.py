@@ -95,10 +95,11 @@ class ModelScorer:
     def __init__(self, path: str, *, max_length: int, token_budget: int, on_bad: OnBad) -> None:
         """Load it; RecipeError for what is no reward model."""
         from trimtab.models.attention import unwrap
+        from trimtab.models.device import best_device
         from trimtab.rewards.reward_model import RewardModel
 
         self.name = path
-        self._model = RewardModel.load(path, device=_device(), token_budget=token_budget)
+        self._model = RewardModel.load(path, device=best_device(), token_budget=token_budget)
         config = unwrap(self._model.members[0].model).config.get_text_config(decoder=True)
         positions = getattr(config, "max_position_embeddings", None)
         self.max_length = min(max_length, positions or max_length)
@@ -167,11 +168,3 @@ def _not_finite(origin: Origin, name: str) -> RunError:
         f"{origin.source}:{origin.row}: the score of reward model {name} is not finite; its "
         "weights are damaged or overflow in their precision (on_bad=drop leaves such rows out)"
     )
-
-
-def _device() -> Any:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from trimtab.rewards import builtin
+from trimtab.shipped import or_shipped
 
 OWN = ("prompts", "completions", "completion_ids")
 """What a reward function is given beside the columns of the rows."""
@@ -90,7 +91,7 @@ def parse(text: str) -> Spec:
         return Spec(text, "file" if _is_path(place) else "module", place, name, options)
     if _is_path(base):
         told = f": {base}:FUNCTION"
-        if Path(base).expanduser().is_file():
+        if _file(base).is_file():
             told += f"; {_listed(_defined(_compiled(base)[1]))}"
         raise SpecError(f"which function of the file? Write it behind a colon{told}")
     if base.isidentifier():
@@ -138,7 +139,7 @@ def readable_by(spec: Spec) -> tuple[list[Path], list[Path]]:
     if spec.kind == "builtin":
         return [], []
     if spec.kind == "file":
-        return [Path(spec.place).expanduser().resolve().parent], []
+        return [_file(spec.place).resolve().parent], []
     top = spec.place.partition(".")[0]
     here = Path.cwd()
     if (here / top).is_dir():
@@ -209,8 +210,12 @@ def _builtin(spec: Spec) -> Loaded:
     return Loaded(function, spec.name, takes, one_of, digest.hexdigest())
 
 
+def _file(place: str) -> Path:
+    return or_shipped(Path(place).expanduser())
+
+
 def _compiled(path: str) -> tuple[bytes, ast.Module]:
-    file = Path(path).expanduser()
+    file = _file(path)
     try:
         text = file.read_bytes()
         return text, ast.parse(text, path)
@@ -232,8 +237,8 @@ def _run_file(path: str) -> tuple[types.ModuleType, str]:
     if name in sys.modules:  # one file, several of its functions
         return sys.modules[name], digest
     module = types.ModuleType(name)
-    module.__file__ = str(Path(path).expanduser())
-    _search(Path(path).expanduser().resolve().parent)
+    module.__file__ = str(_file(path))
+    _search(_file(path).resolve().parent)
     sys.modules[name] = module  # dataclasses look their module up
     try:
         # dont_inherit: the future statements of this module are not the user's.

@@ -36,6 +36,7 @@ class Generation:
         seed: int,
         device: torch.device,
         done: Callable[[int], None],
+        each: Callable[[int, int, int], None] | None = None,
     ) -> None:
         self.model: Any = model
         self.params = params
@@ -44,6 +45,7 @@ class Generation:
         self.seed = seed
         self.device = device
         self.done = done
+        self.each = each
 
     def run(
         self,
@@ -82,7 +84,8 @@ class Generation:
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
-        chooser = _Choosing(self.params, [uniforms(self.seed, *k, limit) for k in numbers])
+        draws = [uniforms(self.seed, *k, limit) for k in numbers]
+        chooser = _Choosing(self.params, draws, self._teller(numbers))
         inner: Any = unwrap(self.model)
         settings = GenerationConfig(
             max_new_tokens=limit,
@@ -99,6 +102,25 @@ class Generation:
         rows = zip(numbers, chooser.tokens(), chooser.logprobs(), strict=True)
         return [self._rollout(*row) for row in rows]
 
+    def _teller(self, numbers: Sequence[tuple[int, int]]) -> Callable[[Tensor], None] | None:
+        """Tells ``each`` the tokens of rows that have not ended; those behind an end are no one's.
+
+        Rows of a batch run until the longest ends.
+        """
+        each = self.each
+        if each is None:
+            return None
+        running = set(range(len(numbers)))
+
+        def tell(tokens: Tensor) -> None:
+            for row, token in enumerate(tokens.tolist()):
+                if row in running:
+                    each(*numbers[row], token)
+                    if token in self.stop_ids:
+                        running.discard(row)
+
+        return tell
+
     def _rollout(self, number: tuple[int, int], ids: list[int], logprobs: list[float]) -> Rollout:
         end = next((i + 1 for i, token in enumerate(ids) if token in self.stop_ids), None)
         return Rollout(*number, tuple(ids[:end]), tuple(logprobs[:end]), end is not None)
@@ -107,16 +129,24 @@ class Generation:
 class _Choosing(LogitsProcessor):
     """Leaves the chosen token of each row, and remembers what was chosen."""
 
-    def __init__(self, params: SamplingParams, draws: Sequence[NDArray[np.float64]]) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        draws: Sequence[NDArray[np.float64]],
+        tell: Callable[[Tensor], None] | None,
+    ) -> None:
         self._chooser = Chooser(params)
         self._draws = torch.from_numpy(np.stack(draws))
         self._chosen: list[Choice] = []
+        self._tell = tell
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """[B, V], minus infinity everywhere but at the chosen tokens."""
         draws = self._draws[:, len(self._chosen)].to(scores.device)
         choice = self._chooser.from_logits(scores, draws)
         self._chosen.append(choice)
+        if self._tell is not None:
+            self._tell(choice.tokens)
         left = torch.full_like(scores, float("-inf"))
         return left.scatter_(-1, choice.tokens[:, None], 0.0)
 

@@ -72,9 +72,13 @@ class Engine:
         seed: int,
         device: torch.device,
         done: Callable[[int], None] = lambda _: None,
+        each: Callable[[int, int, int], None] | None = None,
         watch: Callable[[Sequence[tuple[int, int]], Tensor], None] | None = None,
     ) -> None:
-        """``watch`` gets the numbers (prompt, sample) of all rows and the states that choose."""
+        """``watch`` gets the numbers (prompt, sample) of all rows and the states that choose.
+
+        ``each`` gets the numbers of prompt and sample and the token, one by one as they come.
+        """
         self.steps = steps
         self.head = head
         self.chooser = Chooser(params)
@@ -83,6 +87,7 @@ class Engine:
         self.seed = seed
         self.device = device
         self.done = done
+        self.each = each
         self.watch = watch
 
     def run(
@@ -199,6 +204,8 @@ class Engine:
             token = tokens[place]
             row.ids.append(token)
             row.logprobs.append(logprobs[place])
+            if self.each is not None:
+                self.each(row.prompt.number, row.sample, token)
             if token in self.stop_ids or len(row.ids) == row.prompt.limit:
                 over.append(place)
         if not over:

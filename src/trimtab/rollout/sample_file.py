@@ -41,7 +41,8 @@ class SampleOptions:
     """What is sampled; the command line's options have the same names.
 
     ``top_k`` 0 and ``top_p`` 1 are the whole distribution, ``temperature`` 0 is greedy.
-    ``max_completion_length`` counts tokens. ``batch_slots`` responses run at a time.
+    ``max_completion_length`` counts tokens. ``batch_slots`` responses run at a time. ``count``
+    adds a column ``tokens``, the number of each response's.
     """
 
     model_name_or_path: str
@@ -60,6 +61,7 @@ class SampleOptions:
     batch_slots: int = 64
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     restart: bool = False
+    count: bool = False
 
     @property
     def params(self) -> SamplingParams:
@@ -146,7 +148,9 @@ class _Sampling:
         self.model = load.locate(options.model_name_or_path)
         progress.note(self.model.notice)
         self.tokenizer: Any = load.load_tokenizer(self.model, key="model_name_or_path")
-        self.renderer = ChatRenderer(self.tokenizer, generation_config=self._generation_config())
+        self.renderer = ChatRenderer(
+            self.tokenizer, generation_config=load.generation_config(self.model)
+        )
         self.tally = _Tally()
 
     def run(self) -> list[str]:
@@ -193,17 +197,8 @@ class _Sampling:
             **{name: getattr(options, name) for name in names.split()},
             # What auto chooses is measured; a run that goes on keeps what was chosen first.
             "precision": None if options.precision == "auto" else options.precision,
+            **({"count": True} if options.count else {}),
         }
-
-    def _generation_config(self) -> Any:
-        from transformers import GenerationConfig
-
-        from trimtab.models.load import base_of
-
-        folder = base_of(self.model).folder
-        if not (folder / "generation_config.json").is_file():
-            return None
-        return GenerationConfig.from_pretrained(folder)
 
     # ------------------------------------------------------------------ sampling
 
@@ -245,6 +240,7 @@ class _Sampling:
         """The model, loaded in its precision, and what samples from it."""
         import torch
 
+        from trimtab.models.device import best_device
         from trimtab.models.load import load_model
         from trimtab.rollout.sampler import Sampler
         from trimtab.training.precision import choose_precision
@@ -252,7 +248,7 @@ class _Sampling:
         self.progress.stage("loading the model")
         config = config_of(self.model)
         width = config.get("hidden_size") or config.get("n_embd") or 1024
-        device = _device()
+        device = best_device()
         chosen = choose_precision(journal.settings["precision"] or "auto", device, int(width))
         journal.begin({"precision": chosen.name})
         model = load_model(self.model, dtype=chosen.dtype, device=device)
@@ -283,6 +279,9 @@ class _Sampling:
         if example.weight != 1:
             more["weight"] = example.weight
         extras = {name: value for name, value in example.extras.items() if name not in _OURS}
+        if self.options.count:
+            more["tokens"] = [len(one.ids) for one in rollouts]
+            extras.pop("tokens", None)
         ended = [one.ended for one in rollouts]
         return {"prompt": asked.prompt, "responses": responses, "ended": ended, **more, **extras}
 
@@ -348,11 +347,3 @@ def _short(text: Text) -> str:
         text = str(text[-1].get("content") or "")
     text = " ".join(text.split())
     return repr(text if len(text) <= _WIDTH else f"{text[: _WIDTH - 3]}...")
-
-
-def _device() -> Any:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -100,6 +100,7 @@ class Sampler:
         *,
         seed: int,
         done: Callable[[int], None] | None = None,
+        each: Callable[[int, int, int], None] | None = None,
         numbers: Sequence[int] | None = None,
         training: bool = False,
     ) -> list[list[Rollout]]:
@@ -109,7 +110,9 @@ class Sampler:
         else its place in ``prompts``), its own number below n, and the weights, up to the rounding
         of products; which others there are does not matter. A prompt that fills the context has
         rollouts without a token (``Rollout.no_room``). ``done`` is told, now and then, how many are
-        finished. ``training`` refuses ways of sampling that importance ratios would be wrong for.
+        finished, ``each`` every token as it comes (number of its prompt, of its sample, id): an
+        exception of its own ends the sampling. ``training`` refuses ways of sampling that
+        importance ratios would be wrong for.
 
         Raises RecipeError for such a way, DataError for an empty prompt, NumericError for logits
         that are not finite.
@@ -140,6 +143,7 @@ class Sampler:
                     params,
                     seed,
                     done or (lambda _: None),
+                    each,
                 )
             for place, own in zip(places, rollouts, strict=True):
                 found[place] = own
@@ -154,14 +158,16 @@ class Sampler:
         params: SamplingParams,
         seed: int,
         done: Callable[[int], None],
+        each: Callable[[int, int, int], None] | None,
     ) -> list[list[Rollout]]:
         slots = self._slots(max(map(len, prompts)) + max(limits))
-        common = {
+        common: dict[str, Any] = {
             "stop_ids": self.stop_ids,
             "slots": slots,
             "seed": seed,
             "device": self.device,
             "done": done,
+            "each": each,
         }
         if self._trial.steps is None:
             return Generation(self.model, params, **common).run(prompts, limits, numbers, n)

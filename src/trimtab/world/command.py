@@ -1,4 +1,4 @@
-"""What the programs of this package share: compare, family, reward_study, over_optimise."""
+"""What the programs of this package share: compare_data, family, reward_study, over_optimise."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ from trimtab.world.corpus import (
     train_requests,
     write_jsonl,
 )
+from trimtab.world.demo_frontier import SHARE, chart, frontier, on_the_way, place_of, waypoint
 from trimtab.world.demo_report import (
     KL_ESTIMATOR,
     REFERENCE,
@@ -38,7 +39,7 @@ from trimtab.world.demo_report import (
     summarise,
     table,
 )
-from trimtab.world.demo_stages import FAST, FULL, RANKED_SAY, SAMPLES, Size, Stage, stages
+from trimtab.world.demo_stages import ALIGNED, FAST, FULL, RANKED_SAY, SAMPLES, Size, Stage, stages
 from trimtab.world.demo_stories import (
     Storyteller,
     best_and_worst,
@@ -90,6 +91,8 @@ def run_demo(*, output_dir: str, seed: int = 0, seeds: int = 1, fast: bool = Fal
     summary = _summary(ladders, size, {"seed": seed, "seeds": seeds, "fast": fast})
     summary["seconds"] = round(time.perf_counter() - start, 1)
     _report(summary, ladders[0], folder)
+    drawn = chart(summary["frontier"], summary["models"][REFERENCE]["gold_reward"])
+    write_atomic(folder / "frontier.svg", drawn.encode())
     # Last: this file says that the demo is finished.
     write_atomic(folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     _say(report_line(folder))
@@ -120,7 +123,19 @@ def _ladder(
         "no training row combines"
     )
     tellers = [stage.name for stage in runs if stage.verb != "reward"]
-    return _ask_all(folder, tellers, size, seed, requests)
+    told = _ask_all(folder, {name: folder / name for name in tellers}, size, seed, requests)
+    few = requests[: max(1, len(requests) // SHARE)]
+    told |= _ask_all(folder, _waypoints(folder), size, seed, few)
+    return told
+
+
+def _waypoints(folder: Path) -> dict[str, Path]:
+    """The checkpoints of aligned models on their way."""
+    return {
+        waypoint(name, step): path
+        for name in ALIGNED
+        for step, path in on_the_way(folder, name).items()
+    }
 
 
 def _trained(stage: Stage, folder: Path, command: list[str]) -> bool:
@@ -211,9 +226,12 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _ask_all(
-    folder: Path, models: Sequence[str], size: Size, seed: int, requests: Sequence[str]
+    folder: Path, models: Mapping[str, Path], size: Size, seed: int, requests: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The stories of every model on the same requests, ``tellings`` of each, kept as files."""
+    """The stories of every model on the same requests, ``tellings`` of each, kept as files.
+
+    ``models`` has their folders by name.
+    """
     paths = {name: folder / "stories" / f"{name}.jsonl" for name in models}
     todo = [name for name in models if not paths[name].exists()]
     if todo:
@@ -222,7 +240,7 @@ def _ask_all(
         reference = Storyteller(folder / REFERENCE)
         judge = RewardModel.load(folder / "reward")
     for name in todo:
-        model = reference if name == REFERENCE else Storyteller(folder / name)
+        model = reference if name == REFERENCE else Storyteller(models[name])
         with _progress(name, len(requests) * size.tellings) as done:
             # The same purpose for all: models that agree then tell the same story.
             told = model.tell(requests, size.tellings, seed, "demo result", done)
@@ -238,6 +256,10 @@ def _summary(
     ladders: Sequence[Mapping[str, list[dict[str, Any]]]], size: Size, settings: dict[str, Any]
 ) -> dict[str, Any]:
     rows = sft_rows(500, settings["seed"], split="held_out")
+    models = [
+        {name: stories for name, stories in told.items() if place_of(name) is None}
+        for told in ladders
+    ]
     return {
         **settings,
         "requests": size.requests,
@@ -248,7 +270,8 @@ def _summary(
         "demonstrations_gold_reward": mean(
             gold_reward(row["prompt"], row["completion"]).total for row in rows
         ),
-        "models": summarise([measure(told, size.tellings) for told in ladders]),
+        "models": summarise([measure(told, size.tellings) for told in models]),
+        "frontier": frontier(ladders, size.tellings),
     }
 
 
@@ -275,13 +298,14 @@ def _report(
 
 def _next_steps(folder: Path, ladder: Path, seconds: float) -> str:
     return f"""
-{seconds:.0f} s. The numbers are in {folder / "summary.json"}, every story in {ladder / "stories"}.
+{seconds:.0f} s. The numbers are in {folder / "summary.json"}, every story in {ladder / "stories"};
+{folder / "frontier.svg"} draws the reward that each method gained for the distance it went.
 What to run next:
   trimtab data inspect {ladder / "data" / "pairs.jsonl"} --model {ladder / "sft"}
       what the preference stages saw, token by token
   trimtab dpo --model-name-or-path {ladder / "sft"} --dataset-name my_pairs.jsonl
       the same on your own pairs: rows with prompt, chosen and rejected
-  python -m trimtab.world.compare --demo {ladder}
-      ppo, grpo, rloo and dpo from the sft model, compared at equal KL (nine minutes)
+  trimtab compare recipes/compare/tiny.yaml --jobs 2
+      ppo, dpo and the best of n from runs/demo/sft, compared (two minutes); docs/comparison.md
   trimtab dpo --help
       every key; recipes/tiny has small recipes, docs/smollm2.md aligns a real model"""

@@ -72,13 +72,13 @@ def summarise(ladders: Sequence[Mapping[str, Mapping[str, Cells]]]) -> dict[str,
     """Mean and 95 % interval of each measure of each model; one ladder a training seed."""
     import numpy as np
 
-    from trimtab.evaluation.statistics import crossed_bootstrap
+    from trimtab.evaluation.statistics import crossed_mean
 
     models: dict[str, Any] = {}
     for model, measures in ladders[0].items():
         models[model] = {}
         for name in measures:
-            found = crossed_bootstrap(np.stack([ladder[model][name] for ladder in ladders]))
+            found = crossed_mean(np.stack([ladder[model][name] for ladder in ladders]))
             models[model][name] = {"mean": found.mean, "low": found.low, "high": found.high}
     return models
 

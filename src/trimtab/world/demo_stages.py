@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trimtab.world import demo_stories
+from trimtab.world.demo_frontier import interval_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +77,19 @@ def stages(folder: Path, size: Size, seed: int) -> list[Stage]:
         _pretrain(folder, size, common),
         _sft(folder, size, common),
         _reward(folder, size, common),
-        _ppo(folder, size, common),
-        *_preferences(folder, size, common),
+        *map(_kept, [_ppo(folder, size, common), *_preferences(folder, size, common)]),
     ]
+
+
+ALIGNED = ("ppo", "dpo", "simpo", "orpo")  # from the sft model, whose frontier is drawn
+
+
+def _kept(stage: Stage) -> Stage:
+    """With the checkpoints of a frontier, where it has one."""
+    if stage.name not in ALIGNED:
+        return stage
+    kept = {"save_steps": interval_of(stage.keys["max_steps"]), "save_total_limit": None}
+    return stage._replace(keys={**stage.keys, **kept})
 
 
 def _pretrain(folder: Path, size: Size, common: dict[str, Any]) -> Stage:

@@ -28,11 +28,9 @@ from trimtab.config.loss_sum import sum_schema
 from trimtab.errors import RunError, UsageError
 from trimtab.training.files import write_atomic
 from trimtab.world.command import begin, exit_code, require_positive
-from trimtab.world.compare import Examiner
-from trimtab.world.compare import Settings as Examination
-from trimtab.world.compare_report import Point
 from trimtab.world.corpus import held_out_requests
 from trimtab.world.demo_stories import Storyteller
+from trimtab.world.examiner import Examination, Examiner, Point
 from trimtab.world.family_report import Found, report
 from trimtab.world.gold import gold_reward
 

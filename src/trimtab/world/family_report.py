@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.evaluation.statistics import Interval, mean_interval, paired_bootstrap
-from trimtab.world.compare_report import Point, apart
+from trimtab.world.examiner import Point, apart
 
 BASE = "dpo"
 _RESAMPLES = 20_000  # tails of a thousandth want more than the usual

@@ -167,6 +167,11 @@ def _relabel(name: Any) -> Callable[[Rows], Any]:
     return change
 
 
+def _worst_is_one(rows: Rows) -> None:
+    for row in rows:
+        row["ranks"] = [4 - rank for rank in row["ranks"]]
+
+
 def _tied_twice(rows: Rows) -> None:
     rows[1].update(responses=_TWICE, ranks=[1, 2, 1], scores=[1, 0, 1])
 
@@ -216,6 +221,7 @@ PLANTS: tuple[Plant, ...] = (
     Plant("contradictory-pair", "ranked", _overrule, [2, 13]),
     Plant("preference-cycle", "preference", _circle, [13, 14, 15]),
     Plant("outranks-itself", "ranked", _set(2, responses=_TWICE), [2]),
+    Plant("ranks-turned-round", "ranked", _worst_is_one, _ALL),
     Plant("order-against-scores", "ranked", _set(2, scores=[0.1, 0.5, 0.9]), [2]),
     Plant("order-against-scores", "preference", _set(2, margin=-0.5), [2]),
     Plant("order-against-scores", "messages", _set(2, score_chosen=3, score_rejected=8.5), [2]),

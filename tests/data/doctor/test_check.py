@@ -9,37 +9,18 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.data.doctor.checked import MODEL_FAULTS, check, lines, write
 from tests.data.doctor.clean_rows import CLEAN, COUNT, PLANTS, Plant, Rows
-from tests.data.fixtures_tokenizers import make_tokenizer
 from tests.data.mask_checks import assistant, user
-from tests.data.test_chat import CHATML, CONTROL
 
 from trimtab.cli import main
-from trimtab.data.doctor.check import CheckOptions, Diagnosis, check_files, diagnose
+from trimtab.config.data_keys import DatasetSpec
+from trimtab.data.doctor.check import CheckOptions, check_files, diagnose
 from trimtab.data.doctor.faults import BY_NAME, FAULTS, SEVERITIES
-from trimtab.errors import UsageError
-
-
-def write(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> str:
-    path = folder / name
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return str(path)
-
-
-def check(folder: Path, rows: list[Any], **options: Any) -> Diagnosis:
-    return diagnose(CheckOptions(files=[write(folder, rows)], **options))
-
+from trimtab.data.sources import load_examples
+from trimtab.errors import DataError, UsageError
 
 ANSWERS = (("assistant", "Yes, let us go."), ("assistant", "No, not today."))
-
-
-def lines(found: Diagnosis) -> dict[str, list[int]]:
-    """Fault -> lines."""
-    return {
-        finding.fault.name: [found.rows.place(at.row)[1] for at in finding.rows]
-        for finding in found.findings
-    }
 
 
 def named(plant: Plant) -> str:
@@ -228,134 +209,6 @@ def test_a_file_of_nothing_but_bad_rows(tmp_path: Path) -> None:
     assert lines(check(tmp_path, ["{", "["])) == {"malformed-row": [1, 2]}
 
 
-# ---------------------------------------------------------------------- with a model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tokenizer with BOS, which its chat template writes, too."""
-    folder = tmp_path_factory.mktemp("model")
-    # Like many real ones it trims what it is given.
-    template = "{{ bos_token }}" + CHATML.replace("+ m.content +", "+ (m.content | trim) +")
-    make_tokenizer("bytes, bos added", template, CONTROL).save_pretrained(folder)
-    return str(folder)
-
-
-def _append(where: str, text: str) -> Any:
-    def change(row: dict[str, Any]) -> None:
-        row[where][-1]["content"] += text
-
-    return change
-
-
-def _long(where: str) -> Any:
-    def change(row: dict[str, Any]) -> None:
-        row[where][-1]["content"] = "word " * 400
-
-    return change
-
-
-def _same_start(row: dict[str, Any]) -> None:
-    for name in ("chosen", "rejected"):
-        row[name][-1]["content"] = "word " * 400 + name
-
-
-def _trimmed(row: dict[str, Any]) -> None:
-    row["chosen"][-1]["content"] = "Yes, do."
-    row["rejected"][-1]["content"] = "Yes, do.\n"
-
-
-MODEL_FAULTS: dict[str, Any] = {
-    "control-token": _append("prompt", "<|im_start|> what"),
-    "doubled-end": _append("rejected", "<|im_end|>"),
-    "prompt-too-long": _long("prompt"),
-    "identical-when-cut": _same_start,
-    "identical-tokens": _trimmed,
-    "response-cut": _long("rejected"),
-    # Planted by templates and tokenizers, below.
-    "doubled-bos": None,
-    "missing-end": None,
-    "template-unusable": None,
-    "prompt-token-mismatch": None,
-}
-
-
-def test_clean_rows_have_no_finding_with_a_model(tmp_path: Path, model: str) -> None:
-    for kind in CLEAN:
-        assert lines(check(tmp_path, CLEAN[kind](), model=model)) == {}, kind
-
-
-@pytest.mark.parametrize("fault", [name for name, change in MODEL_FAULTS.items() if change])
-def test_a_fault_planted_for_a_model(fault: str, tmp_path: Path, model: str) -> None:
-    rows = CLEAN["messages"]()
-    MODEL_FAULTS[fault](rows[6])
-    found = lines(check(tmp_path, rows, model=model, max_length=600))
-    if fault == "identical-tokens":
-        assert found.pop("nearly-identical-pair") == [7]
-    assert found == {fault: [7]}
-
-
-def saved(folder: Path, kind: str, template: str | None) -> str:
-    make_tokenizer(kind, template, CONTROL).save_pretrained(folder / "other")
-    return str(folder / "other")
-
-
-def test_doubled_bos(tmp_path: Path) -> None:
-    """A text that brings its BOS, in a template that writes one, behind nothing else."""
-    plain = "{{ bos_token }}{% for m in messages %}{{ m.content + '<|im_end|>' }}{% endfor %}"
-    model = saved(tmp_path, "bytes, bos added", plain)
-    rows = CLEAN["messages"]()
-    rows[1]["prompt"][0]["content"] = "<|begin_of_text|>Why?"
-    assert lines(check(tmp_path, rows, model=model)) == {"doubled-bos": [2]}
-
-
-def test_plain_text_may_bring_its_own_bos_and_end(tmp_path: Path, model: str) -> None:
-    """Neither is written twice; only what looks like a template's marker is told."""
-    rows = CLEAN["completion"]()
-    rows[1]["prompt"] = "<|begin_of_text|>" + rows[1]["prompt"]
-    rows[2]["completion"] += "<|end_of_text|>"
-    assert lines(check(tmp_path, rows, model=model)) == {"template-marker": [2, 3]}
-
-
-def test_missing_end(tmp_path: Path) -> None:
-    model = saved(tmp_path, "bytes, no eos", None)
-    everywhere = list(range(1, COUNT + 1))
-    for kind in ("completion", "labelled"):
-        assert lines(check(tmp_path, CLEAN[kind](), model=model)) == {"missing-end": everywhere}
-    assert lines(check(tmp_path, CLEAN["text"](), model=model)) == {}
-
-
-def test_template_unusable(tmp_path: Path) -> None:
-    model = saved(tmp_path, "bytes, no bos", None)
-    found = check(tmp_path, CLEAN["chat"](), model=model)
-    assert lines(found) == {"template-unusable": list(range(1, COUNT + 1))}
-    assert "it has no chat template" in found.findings[0].detail
-
-
-def test_a_template_that_refuses_a_row(tmp_path: Path) -> None:
-    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    model = saved(tmp_path, "bytes, no bos", strict + CHATML)
-    rows = CLEAN["chat"]()
-    rows[3]["messages"].insert(0, {"role": "system", "content": "Be kind."})
-    found = check(tmp_path, rows, model=model)
-    assert lines(found) == {"template-unusable": [4]}
-    assert found.findings[0].rows[0].note == "no system"
-
-
-def test_prompt_token_mismatch(tmp_path: Path) -> None:
-    """One of two responses opens with reasoning, which changes this template's first line."""
-    marked = "{% if '</think>' in messages[-1].content %}{{ 'Reason.' }}{% endif %}" + CHATML
-    generation = "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
-    marked = marked.replace(
-        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}",
-        "{{ '<|im_start|>' + m.role + '\n' }}" + generation,
-    )
-    model = saved(tmp_path, "bytes, no bos", marked)
-    rows = CLEAN["messages"]()
-    rows[4]["chosen"][0]["content"] = "<think>Well.</think>" + rows[4]["chosen"][0]["content"]
-    assert lines(check(tmp_path, rows, model=model)) == {"prompt-token-mismatch": [5]}
-
-
 # ---------------------------------------------------------------------- the command
 
 
@@ -456,3 +309,29 @@ def test_torch_is_not_imported(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert done.stdout.rstrip().endswith("set()"), done.stderr
+
+
+# ---------------------------------------------------------------------- the doctor and training
+
+
+@pytest.mark.parametrize(("opposed", "refused"), [(1, False), (6, False), (7, True)])
+def test_ranks_against_scores_are_judged_as_in_training(
+    opposed: int, refused: bool, tmp_path: Path
+) -> None:
+    """A row that disagrees is a warning and is trained on; more than half of them are neither."""
+    rows = CLEAN["ranked"]()
+    for row in rows[:opposed]:
+        row["scores"] = [0.5, 0.9, 0.1]  # of the ranks 2, 3, 1
+    path = write(tmp_path, rows)
+    name = "ranks-turned-round" if refused else "order-against-scores"
+    found = diagnose(CheckOptions(files=[path]))
+    assert lines(found) == {name: list(range(1, opposed + 1))}
+    assert found.failed is refused
+    spec = DatasetSpec(path=path)
+    if refused:
+        detail = f"in {3 * opposed} of the 36 pairs of this source that have both"
+        assert found.findings[0].detail == f"{path}: {detail}"
+        with pytest.raises(DataError, match=detail):
+            load_examples([spec], accept={"ranked"})
+    else:
+        assert load_examples([spec], accept={"ranked"}).report.sources[0].used == COUNT

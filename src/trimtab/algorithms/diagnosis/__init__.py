@@ -5,6 +5,7 @@
     sampled       on-policy runs: a value function that explains nothing, a KL that cannot be
     preference    dpo and its family, on rows
     reward_model  reward
+    limits        the numbers at which the checks tell
     catalogue     what each is told for, and what it means: for ``trimtab explain`` and the docs
     told          a run's history and what has been found of it
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from trimtab.algorithms.diagnosis import hacking, preference, reward_model, sampled
+from trimtab.algorithms.diagnosis import limits
 from trimtab.config.diagnoses import FAMILIES, SATURATING
 
 
@@ -23,13 +23,13 @@ class Described(NamedTuple):
 
 
 _RISEN = "the score has risen beyond noise, and "
-_HELD = f"from {preference.EARLY:.0%} of the run on, held out (without held-out rows: training): "
+_HELD = f"from {limits.EARLY:.0%} of the run on, held out (without held-out rows: training): "
 
 CATALOGUE: dict[str, Described] = {
     # ------------------------------------------------------------------ reward hacking
     "watched": Described(
         "A watched reward falls while the one that is optimised rises.",
-        f"{_RISEN}a watched reward is more than {hacking.FALL} standard errors below its best "
+        f"{_RISEN}a watched reward is more than {limits.FALL} standard errors below its best "
         "window",
         "what is gained now are mistakes of the reward that is optimised",
         "keep the checkpoint near the peak (metric_for_best_model=watch/NAME/mean), raise kl_coef, "
@@ -39,9 +39,9 @@ CATALOGUE: dict[str, Described] = {
     ),
     "length": Described(
         "Responses run away in length.",
-        f"{_RISEN}responses are {hacking.LONGER} times as long as at the start (or "
-        f"{hacking.SHORTER}), and the score correlates with length that way by "
-        f"{hacking.CORRELATED} or more",
+        f"{_RISEN}responses are {limits.LONGER} times as long as at the start (or "
+        f"{limits.SHORTER}), and the score correlates with length that way by "
+        f"{limits.CORRELATED} or more",
         "a longer (shorter) response scores better whatever it says",
         "a length reward (reward_funcs=length(target=...)), a reward model trained on pairs of "
         "equal length, a higher kl_coef",
@@ -50,8 +50,8 @@ CATALOGUE: dict[str, Described] = {
     ),
     "variety": Described(
         "Responses repeat themselves, or one another.",
-        f"{_RISEN}distinct-2 is below {hacking.LESS_VARIOUS} of the start, or repetition has "
-        f"risen by {hacking.REPEATED} and doubled",
+        f"{_RISEN}distinct-2 is below {limits.LESS_VARIOUS} of the start, or repetition has "
+        f"risen by {limits.REPEATED} and doubled",
         "all prompts get nearly the same response, and the reward does not mind",
         "read completions/, raise kl_coef, add a reward that minds (reward_funcs=repetition)",
         "completions/distinct_2, completions/repetition",
@@ -59,7 +59,7 @@ CATALOGUE: dict[str, Described] = {
     ),
     "entropy": Described(
         "The policy has stopped choosing.",
-        f"{_RISEN}the entropy of a token is below {hacking.LESS_ENTROPY} of the start",
+        f"{_RISEN}the entropy of a token is below {limits.LESS_ENTROPY} of the start",
         "it has settled on one way to answer and explores no other",
         "raise kl_coef, lower learning_rate, train fewer passes over a rollout",
         "entropy, policy/entropy_avg",
@@ -67,7 +67,7 @@ CATALOGUE: dict[str, Described] = {
     ),
     "disagreement": Described(
         "The members of a reward ensemble part.",
-        f"{_RISEN}they are {hacking.APART} times as far apart as at the start, beyond noise",
+        f"{_RISEN}they are {limits.APART} times as far apart as at the start, beyond noise",
         "these responses are unlike those they were trained on, and their mean is a guess",
         "train them on responses of this policy, raise kl_coef, go on from an earlier checkpoint",
         "rewards/disagreement",
@@ -75,8 +75,8 @@ CATALOGUE: dict[str, Described] = {
     ),
     "kl": Described(
         "The policy has gone much further than its gain asks for.",
-        f"KL is above {hacking.NATS:g} nats and {hacking.FAR:g} times g^2 / (2 s^2), g the gain "
-        "of the score and s its spread at the start (Donsker and Varadhan)",
+        f"KL is above {limits.NATS:g} nats and {limits.FAR_FOR_GAIN:g} times g^2 / (2 s^2), g the "
+        "gain of the score and s its spread at the start (Donsker and Varadhan)",
         "most of the way was for nothing that the reward sees",
         "raise kl_coef, lower learning_rate, train fewer passes over a rollout",
         "objective/kl, reward, reward_std",
@@ -86,7 +86,7 @@ CATALOGUE: dict[str, Described] = {
     "no_value": Described(
         "The value function explains nothing.",
         "from the eighth logged rollout on, explained variance is at most "
-        f"{sampled.NOTHING}, and does not rise (or half of the run is done)",
+        f"{limits.NOTHING}, and does not rise (or half of the run is done)",
         "advantages are as noisy as without a value function; policy and value may not share a "
         "learning rate that suits both",
         "start it from the reward model (value_model), raise vf_coef or num_ppo_epochs, "
@@ -96,9 +96,9 @@ CATALOGUE: dict[str, Described] = {
     ),
     "impossible_kl": Described(
         "A KL that no two policies can have, or that these two cannot have yet.",
-        f"KL to the reference is below 0 by {sampled.NEGATIVE} nats and {sampled.RISE:g} standard "
-        f"errors; or beyond {sampled.AT_START} nats before anything was learned, where the policy "
-        f"is its reference; or policy/approxkl_avg is above {sampled.BEFORE_A_STEP} with one step "
+        f"KL to the reference is below 0 by {limits.NEGATIVE} nats and {limits.RISE:g} standard "
+        f"errors; or beyond {limits.AT_START} nats before anything was learned, where the policy "
+        f"is its reference; or policy/approxkl_avg is above {limits.BEFORE_A_STEP} with one step "
         "a rollout",
         "the sampler, the trainer and the reference do not compute the same distribution "
         "(temperature, dropout, precision, another base below an adapter): ratios and penalties "
@@ -110,7 +110,7 @@ CATALOGUE: dict[str, Described] = {
     # ------------------------------------------------------------------ preference training
     "displacement": Described(
         "log p(chosen) falls: the margin grows because both responses lose probability.",
-        f"held-out log p(chosen) is {preference.PER_TOKEN} nats a token or more below the first "
+        f"held-out log p(chosen) is {limits.PER_TOKEN} nats a token or more below the first "
         "evaluation (its perplexity 2 % up; with a reference, beyond the 95 % interval), "
         "and log p(rejected) has fallen, too. Without held-out rows: training rows say so, and "
         "both fall in half of the pairs. Told again at twice as much",
@@ -129,8 +129,8 @@ CATALOGUE: dict[str, Described] = {
     ),
     "stuck": Described(
         "The loss stays where it was at the start: ln 2 = 0.693 for DPO.",
-        f"from {preference.EARLY:.0%} of the run on, mean log p(chosen) and log p(rejected) of the "
-        f"last eighth are within {preference.STILL} nats a response of the reference's, which the "
+        f"from {limits.EARLY:.0%} of the run on, mean log p(chosen) and log p(rejected) of the "
+        f"last eighth are within {limits.STILL} nats a response of the reference's, which the "
         "policy was at the start",
         "the policy still is its reference: sigmoid(0) = 1/2, a coin",
         "raise learning_rate (LoRA wants ten times that of all weights), train more steps, look "
@@ -140,8 +140,8 @@ CATALOGUE: dict[str, Described] = {
     ),
     "saturated": Described(
         "Margins so wide that hardly any gradient is left.",
-        f"the mean margin of recent training pairs is {preference.WIDE:g} or more and "
-        f"{preference.SURE:.0%} of them are right: the loss weighs such a pair by sigmoid(-5) = "
+        f"the mean margin of recent training pairs is {limits.WIDE:g} or more and "
+        f"{limits.SURE:.0%} of them are right: the loss weighs such a pair by sigmoid(-5) = "
         "0.7 % (simpo: beyond gamma). Told of " + ", ".join(SATURATING),
         "these rows are learned, and with a difference of log-probs nothing says stop: what moves "
         "on is noise and displacement",
@@ -152,9 +152,9 @@ CATALOGUE: dict[str, Described] = {
     ),
     "small_beta": Described(
         "beta is too small: the policy goes far and the loss hardly counts it.",
-        f"chosen and rejected have moved apart by {preference.FAR:g} nats a response and "
-        f"{preference.FAR_PER_TOKEN} a token, and the margin, beta times that, is below "
-        f"{preference.NARROW:g}: over half of the first gradient is left",
+        f"chosen and rejected have moved apart by {limits.FAR:g} nats a response and "
+        f"{limits.FAR_PER_TOKEN} a token, and the margin, beta times that, is below "
+        f"{limits.NARROW:g}: over half of the first gradient is left",
         "beta is what holds the policy near its reference; with so little the text gives way "
         "before the loss is content",
         "raise beta: at 2 / (gap in nats) the same distance is a margin of 2; or lower "
@@ -175,7 +175,7 @@ CATALOGUE: dict[str, Described] = {
     "by_length": Described(
         "Preference goes by length more than people's does.",
         f"{_HELD}the longer (shorter) response has the higher reward more often than it is the "
-        f"chosen one, by {preference.BY_LENGTH} of the pairs and {preference.ERRORS:g} standard "
+        f"chosen one, by {limits.BY_LENGTH} of the pairs and {limits.ERRORS:g} standard "
         "errors, and by 0.1 more often than not",
         "length was the easiest thing to learn: a policy trained on such a reward runs away in "
         "length",
@@ -187,9 +187,9 @@ CATALOGUE: dict[str, Described] = {
     # ------------------------------------------------------------------ reward models
     "at_chance": Described(
         "A reward model that knows no more than a coin.",
-        f"from {reward_model.HALF:.0%} of the run on, accuracy (held out; without held-out rows: "
-        f"training) is at most {reward_model.COIN}, its 95 % interval holds 0.5 and ends below "
-        f"{reward_model.NO_BETTER}",
+        f"from {limits.HALF:.0%} of the run on, accuracy (held out; without held-out rows: "
+        f"training) is at most {limits.COIN}, its 95 % interval holds 0.5 and ends below "
+        f"{limits.NO_BETTER}",
         "a policy that is trained on it learns noise; with a high training accuracy the rows were "
         "learned by heart",
         "raise learning_rate, more rows or epochs, more of the model (backbone.share=1); by heart: "
@@ -200,7 +200,7 @@ CATALOGUE: dict[str, Described] = {
     "too_good": Described(
         "A reward model that is right more often than people agree with each other.",
         f"the 95 % interval of accuracy (held out; without held-out rows: training, within the "
-        f"first epoch) begins at {reward_model.TOO_GOOD} or above",
+        f"first epoch) begins at {limits.TOO_GOOD} or above",
         "people agree in 63 to 77 % of comparisons: something else gives the chosen response "
         "away, and a policy will find it",
         "look for length, a format, an end or a name that only one side has, for two models that "

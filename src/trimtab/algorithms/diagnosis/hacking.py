@@ -22,13 +22,18 @@ from typing import NamedTuple
 import numpy as np
 
 from trimtab.algorithms.diagnosis.history import Facts, Finding, History, noise, windows
-
-FALL = 3.5  # standard errors of the difference of two windows
-LONGER, SHORTER, CORRELATED = 1.5, 0.5, 0.3  # of the mean length at the start; a correlation
-LESS_VARIOUS, REPEATED = 0.5, 0.1  # of distinct-2 at the start; more of repetition
-LESS_ENTROPY = 0.2  # of the entropy at the start
-APART = 1.5  # times the disagreement at the start
-FAR, NATS = 5.0, 5.0  # times the KL that the gain asks for, and at least so many nats
+from trimtab.algorithms.diagnosis.limits import (
+    APART,
+    CORRELATED,
+    FALL,
+    FAR_FOR_GAIN,
+    LESS_ENTROPY,
+    LESS_VARIOUS,
+    LONGER,
+    NATS,
+    REPEATED,
+    SHORTER,
+)
 
 
 class Peak(NamedTuple):
@@ -197,7 +202,7 @@ def _kl(history: History) -> Iterator[Finding]:
     kl, spread = history.now("objective/kl"), history.start("reward_std")
     gain = max(history.now("reward") - history.start("reward"), 0.0)
     needed = gain**2 / (2 * max(spread, 1e-12) ** 2)
-    if not (kl > NATS and kl > FAR * needed):
+    if not (kl > NATS and kl > FAR_FOR_GAIN * needed):
         return
     yield history.finding(
         "kl",

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trimtab.algorithms.diagnosis.limits import RISE
+
 LEAST = 4  # points of a window
 SHARE = 8  # of the points so far, one in this many
-RISE = 3.0  # standard errors of the difference of a window and the start
 PAIRS = 64  # rows that means over training rows are of: a share then has an error of 0.06
 
 

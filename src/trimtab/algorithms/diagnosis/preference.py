@@ -18,17 +18,21 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from trimtab.algorithms.diagnosis.history import Facts, Finding, History, Recent, done, recent
+from trimtab.algorithms.diagnosis.limits import (
+    BY_LENGTH,
+    EARLY,
+    ERRORS,
+    FAR,
+    FAR_PER_TOKEN,
+    LEAST_MARGIN,
+    NARROW,
+    ONE_SIDED,
+    PER_TOKEN,
+    STILL,
+    SURE,
+    WIDE,
+)
 from trimtab.config.diagnoses import SATURATING
-
-PER_TOKEN = 0.02  # nats: the perplexity of the chosen responses is 2 % up
-EARLY = 0.25  # of the run, warm-up (a tenth) included: what has not moved by then may be slow
-STILL = 0.2  # nats of a response: with a beta of 0.1 the loss is within 1 % of ln 2
-WIDE, SURE = 5.0, 0.98  # sigmoid(-5) = 0.7 % of the gradient is left; and of nearly every pair
-NARROW = 1.0  # a margin at which over half of the first gradient is left, sigmoid(-1) = 0.27 of 0.5
-FAR, FAR_PER_TOKEN = 20.0, 0.5  # nats of a pair: odds have changed by e^20, a token's by 1.6
-ERRORS = 3.0  # standard errors that a share of rows has to be away from what is expected
-BY_LENGTH, ONE_SIDED = 0.15, 0.1  # above the data's share; and away from a half
-LEAST_MARGIN = 0.01  # below it, a policy beside its reference: signs of rounding
 
 
 def diagnose(history: History, facts: Facts) -> list[Finding]:

@@ -12,12 +12,14 @@ import math
 from collections.abc import Iterator
 
 from trimtab.algorithms.diagnosis.history import Facts, Finding, History, done, recent
+from trimtab.algorithms.diagnosis.limits import (
+    BY_HEART,
+    COIN,
+    HALF,
+    NO_BETTER,
+    TOO_GOOD,
+)
 from trimtab.algorithms.diagnosis.preference import below_chance, by_length, judged
-
-HALF = 0.5  # of the run: an epoch is often all there is
-COIN, NO_BETTER = 0.55, 0.6  # accuracy; the end of its interval: rows enough to tell
-TOO_GOOD = 0.95  # people agree in 63 to 77 % of comparisons (arXiv:2009.01325, 2203.02155)
-BY_HEART = 0.7  # on training rows, while held-out ones are at chance
 
 
 def diagnose(history: History, facts: Facts) -> list[Finding]:

@@ -11,19 +11,20 @@ from collections.abc import Iterator
 
 from trimtab.algorithms.diagnosis.history import (
     LEAST,
-    RISE,
     Facts,
     Finding,
     History,
     done,
     noise,
 )
-
-NOTHING = 0.05  # of the variance of returns; what is below it is no help
-STILL_LEARNING = 0.5  # of the run: a value function that gets better may take so long
-NEGATIVE = 0.1  # nats below 0, beside the error: rounding of a long response is less
-AT_START = 0.5  # nats between a policy and itself: in bf16, rounding of 256 tokens is 0.2
-BEFORE_A_STEP = 0.01  # nats^2 a token: half the squared log-ratio of weights with themselves
+from trimtab.algorithms.diagnosis.limits import (
+    AT_START,
+    BEFORE_A_STEP,
+    NEGATIVE,
+    NOTHING,
+    RISE,
+    STILL_LEARNING,
+)
 
 
 def diagnose(history: History, facts: Facts) -> list[Finding]:

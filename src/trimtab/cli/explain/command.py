@@ -19,37 +19,39 @@ _PLURAL = {
     "metric": "Metrics",
     "loss": "Losses",
     "verb": "Verbs",
+    "tool": "Tools",
     "key": "Keys",
+    "option": "Options of tools",
 }
 
 
 def explain(
-    name: str | None = None,
-    /,
-    *,
+    *names: str,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> int:
-    """Explain a metric, loss, key, verb, diagnosis or finding: formula, healthy range, paper.
+    """Explain a metric, loss, key, verb, tool, diagnosis or finding: formula, healthy range, paper.
 
     Parameters
     ----------
-    name
-        As a log, a recipe or a diagnosis has it: rewards/margins, eval_logps/chosen, dpo, beta,
-        displacement. Without one, all names are listed.
+    names
+        As a log, a recipe, a diagnosis or a command line has it: rewards/margins,
+        eval_logps/chosen, dpo, beta, displacement, data check. Without one, all names are listed.
     as_json
         Print JSON instead.
     """
     from trimtab.cli.explain.sources import SOURCES
     from trimtab.cli.explain.sources import explain as look_up
 
-    if name is None:
-        names = {kind: list(source()) for kind, source in SOURCES.items()}
+    if not names:
+        every = {kind: list(source()) for kind, source in SOURCES.items()}
         if as_json:
-            print(json.dumps(names))
+            print(json.dumps(every))
         else:
-            _list(names)
+            _list(every)
         return 0
-    found = look_up(name)
+    together = " ".join(names)  # of two words, as data check
+    known = len(names) > 1 and together in SOURCES["tool"]()
+    found = [one for name in ([together] if known else names) for one in look_up(name)]
     if as_json:
         print(json.dumps([one.record() for one in found], ensure_ascii=False))
         return 0

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from trimtab.catalogue.metrics import METRICS, metric_of
-from trimtab.cli.explain.entry import Entry, entry
+from trimtab.cli.explain.entry import Entry, entry, papers
+from trimtab.cli.explain.tool_names import options, tools
 from trimtab.cli.texts import TRAINING
-from trimtab.config.diagnoses import FAMILIES
-from trimtab.config.hints import ALIASES, EXPLAINED, LOSS_TYPES, RENAMED
-from trimtab.config.loss_schema import loss_functions, loss_schemas
-from trimtab.config.schema import Key, recipe_keys
-from trimtab.config.suggest import did_you_mean
-from trimtab.config.verbs import LOSS_DEFAULTS, VERBS
 from trimtab.errors import UsageError
-
-_PAPER = re.compile(r"arXiv:\d{4}\.\d{4,5}")
 
 
 def diagnoses() -> dict[str, Entry]:
     """What can be found of a run."""
     from trimtab.algorithms.diagnosis.catalogue import CATALOGUE
+    from trimtab.config.diagnoses import FAMILIES
 
     found: dict[str, Entry] = {}
     for name, one in CATALOGUE.items():
@@ -37,7 +29,7 @@ def diagnoses() -> dict[str, Entry]:
             change=one.change,
             reads=one.looks,
             of=", ".join(families),
-            paper=_papers(one.paper),
+            paper=papers(one.paper),
         )
     return found
 
@@ -72,111 +64,10 @@ def metrics() -> dict[str, Entry]:
             unit=one.unit,
             healthy=one.healthy,
             logged_by=one.of,
-            paper=_papers(one.paper),
+            paper=papers(one.paper),
         )
         for one in METRICS
     }
-
-
-def losses() -> dict[str, Entry]:
-    """Preference losses by name, and the other functions of ``trimtab.losses``."""
-    found: dict[str, Entry] = {}
-    for name, schema in loss_schemas().items():
-        defaults = ", ".join(f"{key}={p.default}" for key, p in schema.parameters.items())
-        beside = ", ".join(f"{key}={value}" for key, value in LOSS_DEFAULTS.get(name, {}).items())
-        verb = next((v.name for v in VERBS.values() if v.loss == name), None)
-        title, formula, rest = _docstring(schema.text)
-        found[name] = entry(
-            "loss",
-            name,
-            f"{title}: a loss of {_OF[schema.kind]}.",
-            formula=formula,
-            about=rest,
-            hyper_parameters=defaults,
-            comes_with=beside,
-            healthy=_LOSS_HEALTHY if schema.needs_reference else "falls",
-            use=f"trimtab {verb}" if verb else f"trimtab dpo --loss {name}",
-            paper=_papers(schema.text),
-        )
-    for name, text in loss_functions().items():
-        title, formula, rest = _docstring(text)
-        found.setdefault(
-            name,
-            entry(
-                "loss",
-                name,
-                f"{title}: a function of trimtab.losses.",
-                formula=formula,
-                about=rest,
-                use=f"from trimtab.losses import {name}",
-                paper=_papers(text),
-            ),
-        )
-    return found
-
-
-_OF = {"pair": "pairs", "unpaired": "single responses", "ranking": "rankings"}
-_LOSS_HEALTHY = "falls from what it is where the policy is its reference (docs/losses.md)"
-
-
-def _docstring(text: str) -> tuple[str, str, str]:
-    """What stands before the colon of the first line, the formula behind it, and the rest."""
-    first = " ".join(text.replace("``", "").split("\n\n")[0].split())
-    title, colon, formula = first.partition(": ")
-    _, _, rest = text.partition("\n\n")
-    plain = "" if rest.count("====") else " ".join(rest.replace("``", "").split())
-    return (title if colon else first).rstrip("."), formula.removesuffix("."), plain
-
-
-def keys() -> dict[str, Entry]:
-    """Recipe keys, with the default of every verb."""
-    found: dict[str, list[tuple[str, Key]]] = {}
-    for verb in VERBS.values():
-        for path, key in recipe_keys(verb.recipe).items():
-            found.setdefault(path, []).append((verb.name, key))
-    return {path: _key_entry(path, owners) for path, owners in found.items()}
-
-
-def _key_entry(path: str, owners: list[tuple[str, Key]]) -> Entry:
-    key = owners[0][1]
-    by_default: dict[str, list[str]] = {}
-    by_text: dict[str, list[str]] = {}
-    for verb, one in owners:
-        by_text.setdefault(one.description, []).append(verb)
-        preset = LOSS_DEFAULTS.get(VERBS[verb].loss or "", {})
-        by_default.setdefault(_shown(preset.get(path, one.default)), []).append(verb)
-    defaults = "; ".join(
-        value if len(by_default) == 1 else f"{value} ({', '.join(verbs)})"
-        for value, verbs in by_default.items()
-    )
-    per_loss = path.startswith("loss.") and path not in ("loss.name", "loss.file")
-    short = path.removeprefix("loss.") if per_loss else path
-    verbs = [verb for verb, _ in owners]
-    return entry(
-        "key",
-        path,
-        " ".join(
-            text if len(by_text) == 1 else f"{', '.join(verbs)}: {text}"
-            for text, verbs in by_text.items()
-        ),
-        type="true or false" if key.shape == "flag" else key.type_label.replace("|", ", "),
-        default="" if per_loss else defaults,
-        verbs="all" if len(verbs) == len(VERBS) else ", ".join(verbs),
-        option=f"--{short.replace('_', '-')}",
-        paper="docs/defaults.md has the source of the default; trimtab explain LOSS the formula"
-        if per_loss
-        else "docs/defaults.md has the source of the default",
-    )
-
-
-def _shown(value: Any) -> str:
-    if value is ...:
-        return "required"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value) if value or value == 0 else "none"
 
 
 def verbs() -> dict[str, Entry]:
@@ -187,10 +78,16 @@ def verbs() -> dict[str, Entry]:
     }
 
 
-def _papers(text: str) -> str:
-    """The papers named in a text, as links."""
-    ids = dict.fromkeys(_PAPER.findall(text))
-    return ", ".join(f"https://arxiv.org/abs/{one.removeprefix('arXiv:')}" for one in ids)
+def _losses() -> dict[str, Entry]:
+    from trimtab.cli.explain.recipe_names import losses
+
+    return losses()
+
+
+def _keys() -> dict[str, Entry]:
+    from trimtab.cli.explain.recipe_names import keys
+
+    return keys()
 
 
 # Kind, as it stands in a list of all -> its entries.
@@ -198,9 +95,11 @@ SOURCES: Mapping[str, Callable[[], dict[str, Entry]]] = {
     "diagnosis": functools.cache(diagnoses),
     "finding": functools.cache(findings),
     "metric": functools.cache(metrics),
-    "loss": functools.cache(losses),
+    "loss": functools.cache(_losses),
     "verb": functools.cache(verbs),
-    "key": functools.cache(keys),
+    "tool": functools.cache(tools),
+    "key": functools.cache(_keys),
+    "option": functools.cache(options),
 }
 
 
@@ -213,6 +112,9 @@ def explain(name: str) -> list[Entry]:
     found = list(_entries(plain))
     if found:
         return found
+    from trimtab.config.hints import ALIASES, EXPLAINED, LOSS_TYPES, RENAMED
+    from trimtab.config.suggest import did_you_mean
+
     if plain in EXPLAINED:
         return [entry("key", plain, f"No key here: {EXPLAINED[plain]}.")]
     ours, whose = RENAMED.get(plain, (ALIASES.get(plain) or LOSS_TYPES.get(plain) or "", ""))
@@ -228,20 +130,31 @@ def explain(name: str) -> list[Entry]:
 
 
 def _entries(name: str) -> Iterator[Entry]:
+    if "/" in name:  # as metrics alone are called: nothing else need be read
+        yield from _metric(name)
+        return
     for kind, source in SOURCES.items():
-        known = source()
         if kind == "metric":
-            row = metric_of(name)
-            if row is not None:
-                one = known[row.name]
-                held_out = "Held out. " if name.startswith("eval_") else ""
-                interval = "95 % interval [low, high]. " if name.endswith("_ci95") else ""
-                yield one._replace(name=name, what=f"{held_out}{interval}{one.what}")
-        elif name in known:
-            yield known[name]
-        elif kind == "finding" and (dashed := name.replace("_", "-")) in known:
-            yield known[dashed]
-        if kind == "key":  # a hyper-parameter is given without its group, too
-            for path in (f"loss.{name}", f"mix.{name}"):
-                if path in known:
-                    yield known[path]
+            yield from _metric(name)
+        elif kind == "key":
+            yield from _named_keys(name)
+        else:  # findings have dashes, a tool may be two words
+            spelt = (name.replace("_", between) for between in "_- ")
+            yield from (source()[one] for one in dict.fromkeys(spelt) if one in source())
+
+
+def _metric(name: str) -> Iterator[Entry]:
+    row = metric_of(name)
+    if row is None:
+        return
+    one = SOURCES["metric"]()[row.name]
+    held_out = "Held out. " if name.startswith("eval_") else ""
+    interval = "95 % interval [low, high]. " if name.endswith("_ci95") else ""
+    yield one._replace(name=name, what=f"{held_out}{interval}{one.what}")
+
+
+def _named_keys(name: str) -> Iterator[Entry]:
+    """Keys of that name; a hyper-parameter is given without its group, too."""
+    from trimtab.cli.explain.recipe_names import key_named
+
+    yield from filter(None, map(key_named, (name, f"loss.{name}", f"mix.{name}")))

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from trimtab.data.directions import Directions
 from trimtab.data.doctor import set_checks
 from trimtab.data.doctor.faults import FAULTS, SEVERITIES, Needs, Severity
-from trimtab.data.doctor.ledger import Admissions, Finding, Ledger, Rows
+from trimtab.data.doctor.ledger import Admissions, At, Finding, Ledger, Rows
 from trimtab.data.doctor.order_checks import LabelNoise, disorder
 from trimtab.data.doctor.row_checks import ROW_CHECKS
 from trimtab.data.doctor.set_checks import LengthBias
@@ -155,11 +156,17 @@ def _read(
     for account in accounts:
         source = FileSource(account.source, options.columns, options.kind, split=split)
         admissions = Admissions(ledger)
+        directions, opposed = Directions(), list[int]()
         for example in stream_examples(source, account, admissions, max_rows=options.max_rows):
             number = ledger.rows.add(example.origin.source, example.origin.row)
             shape = shape_of(example)
             table.add(number, shape, keys_of(shape))
+            if directions.add(example):
+                opposed.append(number)
             yield Seen(number, shape, example)
+        if directions.turned:  # as training judges a source
+            ledger.add_all("ranks-turned-round", map(At, opposed))
+            ledger.details["ranks-turned-round"] = f"{account.source}: {directions}"
 
 
 def _looked_at(rows: Iterable[Seen], ledger: Ledger) -> Iterator[Seen]:

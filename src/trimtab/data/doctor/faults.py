@@ -102,10 +102,18 @@ FAULTS: tuple[Fault, ...] = (
         "keep one of the two",
     ),
     Fault(
-        "order-against-scores",
+        "ranks-turned-round",
         "error",
-        "the row's scores or margin say the opposite of the order that would be trained",
-        "swap chosen and rejected; for ranks, 1 is the best",
+        "most responses of the file with a better rank have the lower score; it is not trained on",
+        "turn one of the two columns round, or remove it: 1 is the best rank, a higher score is "
+        "better",
+        covers=("order-against-scores",),
+    ),
+    Fault(
+        "order-against-scores",
+        "warning",
+        "the row's scores or margin say the opposite of the order that is trained",
+        "where the scores are right, swap chosen and rejected; for ranks, 1 is the best",
     ),
     Fault(
         "conflicting-labels",

@@ -1,0 +1,250 @@
+"""On-policy runs: rewards of several sources, those that are no numbers, PPO's parts, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from tests import tiny_runs
+from tests.algorithms.on_policy_runs import (
+    rewards,  # noqa: F401
+    run,
+)
+from tests.algorithms.stage_world import World
+
+import trimtab
+from trimtab.errors import RunError, TrimtabError
+from trimtab.rewards.reward_model import RewardModel
+
+# ---------------------------------------------------------------------- rewards
+
+
+def test_rewards_of_several_sources_are_summed(world: World) -> None:
+    file = world.root / "rewards.py"
+    whole = run(
+        world,
+        "ppo",
+        reward_funcs=[f"{file}:vowels", f"{file}:dots"],
+        reward_weights=[2.0, 0.5],
+        max_steps=1,
+        sample_prompts=2,
+    )
+    found = whole.trained[0]
+    samples = pq.read_table(whole.folder / "completions" / "completions_00001.parquet").to_pylist()
+    for one in samples:
+        assert one["reward"] == pytest.approx(2 * one["rewards/vowels"] + 0.5 * one["rewards/dots"])
+        assert one["rewards/vowels"] == pytest.approx(
+            sum(map(one["completion"].count, "aeiou")) / 10
+        )
+        assert one["tokens"] > 0
+    expected = 2 * found["rewards/vowels/mean"] + 0.5 * found["rewards/dots/mean"]
+    assert found["reward"] == pytest.approx(expected, rel=1e-6)
+    assert found["objective/scores"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_rewards_of_one_name_are_told_apart(world: World) -> None:
+    """A model and a function; and none of their names is a column of the completions."""
+    model = world.keys("pairs", sample_prompts=...)
+    model["output_dir"] = str(world.root / "vowels")
+    trimtab.reward(**model)
+    both = run(world, "ppo", "vowels", reward_model=model["output_dir"], max_steps=1)
+    record = both.trained[0]
+    expected = record["rewards/vowels/mean"] + record["rewards/vowels_2/mean"]
+    assert record["reward"] == pytest.approx(expected, rel=1e-5)
+    found = run(world, "ppo", "prompt", watch_funcs=[f"{world.root}/rewards.py:prompt"] * 2)
+    table = pq.read_table(found.folder / "completions" / "rollout_000000.parquet").to_pydict()
+    assert all(isinstance(text, str) for text in table["prompt"])
+    assert table["rewards/prompt"] == table["watch/prompt"] == table["watch/prompt_2"]
+
+
+def test_scores_that_are_no_numbers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward model's are as a function's: the run stops and names one, or leaves them out."""
+    own = str(world.run("reward", "pairs", sample_prompts=...).folder)
+    whole = RewardModel.member_scores
+
+    def broken(self: RewardModel, trees: Any) -> Any:
+        found = whole(self, trees)
+        found[0][1] = [math.nan]
+        found[0][2] = [math.inf]
+        return found
+
+    monkeypatch.setattr(RewardModel, "member_scores", broken)
+    keys: dict[str, Any] = {"reward_funcs": None, "reward_model": own, "max_steps": 1}
+    with pytest.raises(RunError, match=r"reward_model=.*:\d+ \(.*gave nan, .*on_bad_reward=drop"):
+        run(world, "ppo", **keys)
+    record = run(world, "ppo", on_bad_reward="drop", **keys).trained[0]
+    assert record["rewards/dropped"] == pytest.approx(2 / 12)
+    assert math.isfinite(record["reward"]) and math.isfinite(record["loss"])
+
+
+def test_an_evaluation_that_nobody_could_judge_is_no_number(world: World) -> None:
+    found = run(world, "ppo", "rare", metric_for_best_model="eval_reward", max_steps=1)
+    for record in found.evaluated:
+        assert math.isnan(record["eval_reward"]) and math.isnan(record["eval_rewards/rare/mean"])
+        assert record["eval_length"] > 0
+    with pytest.raises(TrimtabError, match=r"rollout 1: 12 of 12 responses could not be judged"):
+        run(world, "ppo", "none", max_steps=1)
+
+
+def test_missing_end_costs_its_penalty(world: World) -> None:
+    plain = run(world, "ppo", max_steps=1).trained[0]
+    fined = run(world, "ppo", max_steps=1, missing_eos_penalty=2.0).trained[0]
+    expected = plain["reward"] - 2.0 * plain["completions/clipped_ratio"]
+    assert 0 < plain["completions/clipped_ratio"] <= 1
+    assert fined["reward"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("verb", ["ppo", "grpo", "rloo"])
+def test_responses_that_nobody_judges_are_left_out(world: World, verb: str) -> None:
+    found = run(world, verb, "shy", max_steps=2)
+    assert found.trained[0]["rewards/dropped"] == pytest.approx(4 / 12)
+    assert found.trained[0]["reward"] > 0  # the mean is over the others
+    table = pq.read_table(found.folder / "completions" / "rollout_000000.parquet").to_pydict()
+    assert (
+        len(table["completion"]) == 12
+        and {"prompt", "reward", "tokens", "rewards/shy"} <= table.keys()
+    )
+
+
+def test_reward_model_of_the_same_tokenizer_reads_the_tokens(world: World) -> None:
+    """And one with another gets the text: its scores are those of the rendered rows."""
+    own = world.run("reward", "pairs", sample_prompts=...).folder
+    found = run(world, "ppo", reward_funcs=None, reward_model=str(own), max_steps=1)
+    assert f"rewards/{own.name}/mean" in found.trained[0]
+    assert "value_model" not in json.loads((found.folder / "config.json").read_text())
+    other = world.root / "other-tokenizer"
+    tiny_runs.save_tiny_model(other, seed=5, chat_template="{{ messages[0]['content'] }}")
+    second = world.run("reward", "pairs", sample_prompts=..., model_name_or_path=str(other)).folder
+    crossed = run(world, "ppo", reward_funcs=None, reward_model=str(second), max_steps=1)
+    assert f"rewards/{second.name}/mean" in crossed.trained[0]
+    with pytest.raises(TrimtabError, match=r"value_model=.*tokenizer differs"):
+        run(world, "ppo", value_model=str(second), max_steps=1)
+
+
+# ---------------------------------------------------------------------- PPO's parts
+
+
+def test_value_models(world: World) -> None:
+    for value in ("shared", str(world.root / "other"), None):
+        found = run(world, "ppo", value_model=value, max_steps=3, num_ppo_epochs=3)
+        first, last = found.trained[0], found.trained[2]
+        assert last["loss/value_avg"] < first["loss/value_avg"], value
+    lora = run(world, "ppo", use_peft=True, lora_r=2, max_steps=2, self_check=True)
+    assert (lora.folder / "adapter_model.safetensors").is_file()
+
+
+def test_objectives_are_equal_at_the_start(world: World) -> None:
+    """Lines 1 to 3 have one gradient where the policy is the one that sampled."""
+    keys: dict[str, Any] = {"max_steps": 1, "num_ppo_epochs": 1, "kl_coef": 0.2}
+    for ratio in ("token", "sequence"):
+        norms = [
+            run(world, "ppo", objective=line, ratio=ratio, **keys).trained[0]["grad_norm"]
+            for line in ("on_policy", "importance", "clip_reward")
+        ]
+        assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
+
+
+def test_literal_kl_has_no_gradient(world: World) -> None:
+    """Written at the policy that sampled, beta does nothing; in the reward it does."""
+
+    def norms(placement: str, beta: float) -> float:
+        found = run(
+            world,
+            "ppo",
+            objective="importance",
+            kl_placement=placement,
+            kl_coef=beta,
+            ref_model_name_or_path=str(world.root / "other"),
+            max_steps=1,
+            num_ppo_epochs=1,
+        )
+        return found.trained[0]["grad_norm"]
+
+    assert norms("literal", 5.0) == pytest.approx(norms("literal", 0.0), rel=1e-6)
+    assert norms("reward", 5.0) != pytest.approx(norms("reward", 0.0), rel=1e-2)
+
+
+def test_adaptive_controller_follows_its_rule(world: World) -> None:
+    found = run(
+        world,
+        "ppo",
+        kl_controller="adaptive",
+        kl_coef=0.1,
+        kl_target=1.0,
+        kl_horizon=24,
+        num_ppo_epochs=1,
+        ref_model_name_or_path=str(world.root / "other"),
+        max_steps=3,
+    )
+    expected = 0.1
+    for record in found.trained:
+        assert record["kl_coef"] == pytest.approx(expected, rel=1e-6)
+        error = min(max(record["objective/kl"] / 1.0 - 1, -0.2), 0.2)
+        expected *= 1 + error * 12 / 24
+
+
+def test_adaptive_controller_keeps_a_tenth(world: World) -> None:
+    """A rollout of many horizons would make the coefficient negative."""
+    found = run(world, "ppo", kl_controller="adaptive", kl_horizon=1, num_ppo_epochs=1, max_steps=3)
+    coefficients = [record["kl_coef"] for record in found.trained]
+    assert coefficients == pytest.approx([0.05, 0.005, 0.0005])
+
+
+def test_ptx_term_is_in_the_same_step(world: World) -> None:
+    mix = {"dataset_name": str(world.root / "texts.jsonl"), "weight": 0.5}
+    tax = {"eval_text_name": str(world.root / "texts_held.jsonl")}
+    keys: dict[str, Any] = {"max_steps": 8, "learning_rate": 3e-3, **tax}
+    without, found = run(world, "ppo", **keys), run(world, "ppo", mix=mix, **keys)
+    record = found.trained[0]
+    assert record["grad_norm/main"] > 0 and record["grad_norm/mix"] > 0
+    total = record["grad_norm/main"] + record["grad_norm/mix"]
+    assert record["grad_norm"] <= total * (1 + 1e-6)
+    assert found.records[-1]["eval_lm_loss"] < without.records[-1]["eval_lm_loss"]
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("function", "pattern"),
+    [
+        ("broken", r"broken.*raised .*ValueError"),
+        ("short", r"short.*gave 1 values for 5 samples"),
+        ("nan", r"nan.*gave nan, not a number"),
+        ("text", r"text.*gave 'good'"),
+        ("picky", r"picky.*asks for column 'solution'"),
+        ("missing", r"rewards\.py:missing"),
+    ],
+)
+def test_reward_functions_that_fail_are_named(world: World, function: str, pattern: str) -> None:
+    with pytest.raises(TrimtabError, match=pattern) as caught:
+        run(world, "ppo", function, max_steps=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_refusals(world: World) -> None:
+    def refused(pattern: str, verb: str = "ppo", **keys: Any) -> None:
+        with pytest.raises(TrimtabError, match=pattern) as caught:
+            run(world, verb, max_steps=1, **keys)
+        assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+
+    refused("reward_model: missing", reward_funcs=None)
+    refused(r"num_generations.*no signal", "grpo", num_generations=1)
+    refused(r"scale_rewards: reinforce_pp", "grpo", algorithm="reinforce_pp", scale_rewards="none")
+    refused(r"epsilon_high: rloo clips nothing", "rloo", epsilon_high=0.3)
+    refused(r"num_iterations: 2: rloo has no ratios", "rloo", num_iterations=2)
+    refused(r"kl_estimator: has no effect", "grpo", kl_coef=0, kl_estimator="k3")
+    refused(r"epsilon", "grpo", epsilon=1.5)
+    refused(
+        r"kl_estimator.*reference would be ignored", "grpo", kl_placement="loss", kl_estimator="k1"
+    )
+    refused(r"objective.*one step a rollout", objective="on_policy")
+    refused(r"kl_controller: .*0 stays 0", kl_controller="adaptive", kl_coef=0.0)
+    refused(r"mix\.dataset_name.*missing", mix={"weight": 0.5})
+    refused(r"num_mini_batches.*at most one a prompt", num_mini_batches=9)
+    refused("no such folder", reward_funcs=None, reward_model=str(world.root / "nowhere"))
+    long = tiny_runs.write_rows(world.root / "long.jsonl", [{"prompt": "a cat " * 900}])
+    refused(r"long\.jsonl:1: a prompt of .* fills", dataset_name=str(long), eval_dataset_name=None)
