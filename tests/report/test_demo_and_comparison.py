@@ -21,7 +21,7 @@ def measured(mean: float, half: float, **more: Any) -> dict[str, Any]:
 
 def cells(page: str, caption: str) -> dict[str, list[str]]:
     """The rows of a table by their first cell."""
-    table = re.search(rf"<caption>{re.escape(caption)}.*?</table>", page, re.DOTALL)
+    table = re.search(rf'class="caption">{re.escape(caption)}.*?</table>', page, re.DOTALL)
     assert table, caption
     rows = re.findall(r"<tr>(.*?)</tr>", table[0], re.DOTALL)
     found = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
@@ -185,6 +185,23 @@ def test_a_comparison_in_numbers(tmp_path: Path) -> None:
     assert "a panel each" in chart and "upright: gold" in chart, "nine are too many for one chart"
     assert all(f">{name}</text>" in chart for name in methods)
     assert "m3 beta 0.1, step 16: 0.610 [0.590, 0.630] at 4.00 [3.80, 4.20]" in chart
+
+
+def test_a_comparison_of_everything_stays_small(tmp_path: Path) -> None:
+    methods = [f"method {i}" for i in range(24)]
+    folder = write_comparison(tmp_path / "large", methods)
+    record = json.loads((folder / "comparison.json").read_text())
+    record["points"] *= 40
+    record["curves"] = [{**line, "points": line["points"] * 30} for line in record["frontier"]]
+    record["pairs"] = [{**record["pairs"][0], "a": a, "b": b} for a in methods for b in methods]
+    record["samples"][0]["answers"] = [
+        {"method": name, "text": "x" * 5000, "gold": 0, "length": 7} for name in methods
+    ]
+    record["samples"] *= 40
+    (folder / "comparison.json").write_text(json.dumps(record))
+    page = write_report(folder).read_text()
+    assert len(page.encode()) < MOST_BYTES and "4,300 characters more" in page
+    assert "left out, to keep this page small" in page
 
 
 def test_a_small_comparison_shows_what_it_has(tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def dpo_log() -> list[dict[str, Any]]:
 
 
 def dpo_run(folder: Path, **more: Any) -> Path:
-    return write_run(folder, "dpo", dpo_log(), all_results={"steps": 10, "num_tokens": 190130},
-                     **more)  # fmt: skip
+    results = {"steps": 10, "num_tokens": 190130, **more.pop("all_results", {})}
+    return write_run(folder, "dpo", dpo_log(), all_results=results, **more)
 
 
 def text_of(page: str) -> str:
@@ -143,6 +143,45 @@ def test_recipe_lines_are_the_recipe() -> None:
     assert lines["reward_funcs"].value == '"a.py:f", "b  # x.py:g"'
     assert lines["columns.prompt"].value == '"a  # b"'
     assert lines["learning_rate"].origin == "default" and lines["learning_rate"].title
+
+
+def card() -> dict[str, Any]:
+    """The numbers of a report card that the page draws."""
+    share = {"value": 0.61, "low": 0.561, "high": 0.657, "n": 500}
+    curve = [{**share, "predicted": 0.2}, {**share, "predicted": 0.8}]
+    scoring = {
+        "accuracy": {"overall": share, "by_source": [], "by_k": []},
+        "calibration": {"curve": curve, "slope": {**share, "value": 0.45}},
+        "length": {"longer_wins": share, "shorter": share, "longer": share},
+        "best_of_n": None,
+    }
+    return {"verdict": ["It is better than chance.", EVIL], "scorings": {"reward": scoring},
+            "dataset": "held.jsonl", "model": {"name": "runs/reward"}}  # fmt: skip
+
+
+def test_a_report_card_is_a_page_and_a_part_of_its_run(tmp_path: Path) -> None:
+    folder = tmp_path / "card"
+    folder.mkdir()
+    (folder / "report_card.json").write_text(json.dumps(card()))
+    run = dpo_run(tmp_path / "run")
+    (run / "card").mkdir()
+    (run / "card" / "report_card.json").write_text(json.dumps(card()))
+    for place in (folder, run):
+        page = write_report(place).read_text()
+        said = text_of(page)
+        assert "It is better than chance. <script>" in said and "<script" not in page
+        assert "The best factor of its scores is 0.45 [0.56, 0.66]" in said
+        assert "predicted 0.200, observed 0.610, n = 500" in page
+    broken = card()
+    del broken["scorings"]["reward"]["calibration"]["slope"]
+    (folder / "report_card.json").write_text(json.dumps(broken))
+    with pytest.raises(UsageError, match=r"report_card\.json: is not a .* \(KeyError: 'slope'\)"):
+        write_report(folder)
+
+
+def test_text_that_html_cannot_hold(tmp_path: Path) -> None:
+    run = dpo_run(tmp_path / "run", all_results={"stopped": "a\ud800b\x00c\x1bd"})
+    assert "a\ufffdb\ufffdc\ufffdd" in write_report(run).read_text()
 
 
 # ---------------------------------------------------------------------- what is not as it should be

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from trimtab.evaluation import answer_text, lm_eval_text
-from trimtab.evaluation.card_charts import SCORING_NAMES
 from trimtab.evaluation.verdict import interval, signed
+from trimtab.report.card_charts import SCORING_NAMES
 
 _TABLE_HEAD = "| | accuracy | comparisons | prompts |\n|---|---|---|---|"
 

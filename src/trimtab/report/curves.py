@@ -217,11 +217,9 @@ def _line(
     points = thinned(points)
     lines.append(Series(legend, points, marks="all" if len(points) <= _MARKED else "none"))
     first, last = points[0], points[-1]
-    if len(points) > 1:
-        said.append(
-            f"{legend[:1].upper()}{legend[1:]}: {interval(first.y, first.low, first.high)} at step "
-            f"{first.x:,.0f}, {interval(last.y, last.low, last.high)} at step {last.x:,.0f}."
-        )
+    ends = [first, last] if len(points) > 1 else [last]
+    told = ", ".join(f"{interval(p.y, p.low, p.high)} at step {p.x:,.0f}" for p in ends)
+    said.append(f"{legend[:1].upper()}{legend[1:]}: {told}.")
 
 
 def _caption(curve: Curve) -> list[str]:

@@ -12,6 +12,8 @@ from trimtab.report.panels import Panel, panel_chart
 from trimtab.report.svg import SERIES_COUNT, bare
 from trimtab.report.words import interval
 
+_DOTS = 24  # of a panel
+
 
 class Lenient(BaseModel):
     """Known keys are checked, others are nobody's business here."""
@@ -82,7 +84,7 @@ def plane(
         Panel(
             name,
             [_point(one) for one in line],
-            [_point(one) for one in (dots or {}).get(name, []) if one not in line],
+            [_point(one) for one in (dots or {}).get(name, [])[:_DOTS] if one not in line],
         )
         for name, line in lines.items()
     ]

@@ -8,13 +8,14 @@ content policy allows none.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from trimtab.errors import UsageError
 from trimtab.report import svg
-from trimtab.report.blocks import Page
+from trimtab.report.blocks import Block, Fold, Page, Prose
+from trimtab.report.card_page import card_page, is_card
 from trimtab.report.comparison_page import comparison_page, is_comparison
 from trimtab.report.demo_page import demo_page, is_demo
 from trimtab.report.run import is_run, load_run
@@ -71,15 +72,32 @@ def page_of(folder: Path) -> Page:
         return demo_page(folder)
     if is_run(folder):
         return run_page(load_run(folder))
+    if is_card(folder):
+        return card_page(folder)
+    inside = next((path for path in sorted(folder.iterdir()) if is_run(path)), None)
+    hint = "" if inside is None else f"; did you mean a run in it, {inside}?"
     raise UsageError(
         f"{folder}: holds no run, demo or comparison of trimtab's (run.json, summary.json, "
-        "comparison.json)"
+        f"comparison.json){hint}"
     )
 
 
 def render(page: Page) -> str:
-    """A page as HTML."""
-    return _template()(page=page, chart_style=svg.STYLE)
+    """A page as HTML; without what is folded where it would be larger than MOST_BYTES."""
+    text = _template()(page=page, chart_style=svg.STYLE)
+    if len(text.encode()) > MOST_BYTES:
+        sections = [section._replace(blocks=_unfolded(section.blocks)) for section in page.sections]
+        text = _template()(page=page._replace(sections=sections), chart_style=svg.STYLE)
+    return text
+
+
+def _unfolded(blocks: Sequence[Block]) -> list[Block]:
+    return [
+        Prose(f"{one.summary}: left out, to keep this page small; the folder has it.")
+        if isinstance(one, Fold) and not one.open
+        else one
+        for one in blocks
+    ]
 
 
 @functools.cache

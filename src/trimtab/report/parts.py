@@ -32,7 +32,7 @@ from trimtab.report.verdict import at_end
 from trimtab.report.words import count, cut, day, duration, interval, large, number
 from trimtab.training.model_card import METHODS
 
-_VALUE = 240  # characters of a recipe's value
+_VALUE, _WHOLE = 240, 2000  # characters of a recipe's value, in short and in full
 
 
 # ---------------------------------------------------------------------- the ladder
@@ -250,7 +250,7 @@ def recipe(lines: Sequence[RecipeLine]) -> list[Block]:
         blocks.append(Table("What was chosen", head, rows))
     tables: list[Block] = []
     for title, group in itertools.groupby(lines, key=lambda one: one.title):
-        rows = [[one.key, cut(one.value, _VALUE), one.origin] for one in group]
+        rows = [[one.key, cut(one.value, _WHOLE), one.origin] for one in group]
         tables.append(Table(title, head, rows))
     blocks.append(Fold(f"The full recipe: {count(len(lines), 'key')}, defaults included", tables))
     return blocks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trimtab.report import parts
 from trimtab.report.blocks import Block, Figures, Fold, Page, Prose, Section
+from trimtab.report.card_page import card_blocks
 from trimtab.report.curves import curves_of, second_curves
 from trimtab.report.run import Run, chain
 from trimtab.report.samples import before_and_after, rollouts
@@ -20,6 +21,7 @@ def run_page(run: Run) -> Page:
         Section("samples", "Before and after", before_and_after(run)),
         Section("rollouts", "Rollouts: reward, length, watched rewards", rollouts(run)),
         Section("calibration", "Calibration of the reward model", calibration(run)),
+        Section("card", "Report card", card_blocks(run.path)),
         Section("tokens", "A training row as the model saw it", parts.tokenised(run)),
         parts.warnings([run]),
         Section("recipe", "Recipe", parts.recipe(run.recipe)),
@@ -27,7 +29,7 @@ def run_page(run: Run) -> Page:
         Section("commands", "Run it again", [parts.commands(run)]),
     ]
     return Page(
-        title=f"{run.name}: {run.verb}",
+        title=run.name if run.name == run.verb else f"{run.name}: {run.verb}",
         subject=f"A run of trimtab {run.verb}: {method}",
         verdict=verdict(run),
         more=more(run),
