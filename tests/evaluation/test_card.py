@@ -89,7 +89,8 @@ def test_text_cards() -> None:
     assert card["verdict"][0].startswith("Held-out loss 2.098 [")
     page = markdown(card, {})
     assert "| a | 2.1" in page and "over rows." in page
-    assert summary(card)[-1].startswith("b ")
+    assert summary(card)[-4].startswith("b: loss, nats per token ")
+    assert summary(card)[-1].startswith("  token accuracy ")
 
 
 def test_numbers_in_words() -> None:

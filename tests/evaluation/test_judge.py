@@ -31,10 +31,10 @@ def client(url: str, **options: object) -> ChatClient:
     return found
 
 
-def judged(url: str, path: Path, **options: object) -> list[Judged]:
+def judged(url: str, path: Path, parallel: int = 2, **options: object) -> list[Judged]:
     verdicts = Verdicts(path)
     try:
-        return judge_pairs(client(url, **options), PAIRS, verdicts, parallel=2)
+        return judge_pairs(client(url, **options), PAIRS, verdicts, parallel=parallel)
     finally:
         verdicts.close()
 
@@ -158,7 +158,7 @@ def test_a_killed_run_goes_on_and_pays_for_nothing_twice(tmp_path: Path) -> None
         serving(lambda n, b: longer(n, b) if n < 5 else Reply(status=400, raw=b"")) as server,
         pytest.raises(RunError, match="400"),
     ):
-        judged(server.url, path)
+        judged(server.url, path, parallel=1)
     url = server.url
     known = path.read_bytes()
     assert known.count(b"\n") == 5

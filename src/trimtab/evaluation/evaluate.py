@@ -129,6 +129,8 @@ def evaluate(options: EvaluateOptions, progress: Progress, folder: Path) -> Outc
         progress.note(notice)
     examples = rows.examples[0]
     kind = rows.report.sources[0].kind
+    if kind == "prompt" and any({"completion", "label"} & e.extras.keys() for e in examples):
+        load_examples([source], accepts - {"prompt"}, max_bad_rows=1.0)  # says what was wanted
     if kind == "prompt" or (against and theirs is None):
         return _answers(options, folder, progress)
     if kind in ("preference", "ranked"):

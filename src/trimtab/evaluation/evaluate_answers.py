@@ -26,6 +26,8 @@ from trimtab.evaluation.subjects import find
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.hub import locate
 from trimtab.models.load import base_of
+from trimtab.rewards.functions import resolve
+from trimtab.rewards.scorers import find_model
 from trimtab.rollout.sample_file import SampleOptions, sample
 from trimtab.rollout.sample_journal import journal_of
 from trimtab.training import files
@@ -64,6 +66,10 @@ def check(options: EvaluateOptions) -> None:
     if not sampled and (given or options.dataset_name):
         name = given or "dataset_name"
         raise RecipeError(f"{name}: {options.model} has prompts and answers already; leave it out")
+    if answers.rewards.model is not None:
+        find_model(answers.rewards.model)
+    for spec in answers.rewards.functions:  # a wrong name should not cost the time of sampling
+        resolve(spec).close()
     if options.kind is not None and (answers.given or not sampled):
         raise RecipeError(
             f"kind={options.kind}: answers are given to rows of any kind; leave it out"
