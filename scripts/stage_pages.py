@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from trimtab.algorithms.diagnosis.catalogue import CATALOGUE
-from trimtab.cli.explain.metrics import metric_of
+from trimtab.catalogue.metrics import metric_of
 
 STAGES = Path(__file__).resolve().parent.parent / "docs" / "stages"
 _BLOCK = re.compile(r"<!-- (watch|wrong): (.+?) -->\n.*?<!-- to here -->", re.DOTALL)
