@@ -61,6 +61,7 @@ def test_the_whole(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (out / "comparison.md").read_text().startswith("# small\n")
     for chart in ("frontier.svg", "gold-against-proxy.svg"):
         assert (out / chart).read_text().startswith("<svg")
+    assert "dpo" in (out / "report.html").read_text()
     # dpo: two settings, grpo: one, after 1 and 2 steps; two n.
     assert len(whole["points"]) == 2 * 2 + 2 + 2
     assert {point["step"] for point in whole["points"] if point["method"] == "dpo"} == {1, 2}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import shlex
 import sys
@@ -175,6 +173,7 @@ class _Comparison:
         from trimtab.comparison.record import judge_name, proxy_name, record
         from trimtab.comparison.tables import markdown
         from trimtab.comparison.verdict import verdict
+        from trimtab.report.page import write_report
 
         folder = self.plan.folder
         measured = gather(self.plan)
@@ -194,23 +193,16 @@ class _Comparison:
         _put(folder / "comparison.md", markdown(self.plan, analysis, told))
         for name, drawn in charts(self.plan, analysis, judge, proxy_name(self.plan)).items():
             _put(folder / name, drawn)
-        page = _report(folder)
+        page = write_report(folder)
         if self.failed:
             self._say(f"{len(self.failed)} cells failed; the same command tries them again")
         print("\n".join(["", *[f"* {one}" for one in told["verdict"]], ""]))
-        where = [folder / "comparison.md", folder / "frontier.svg", *([page] if page else [])]
+        where = [folder / "comparison.md", folder / "frontier.svg", page]
         print(f"in {folder}: {', '.join(path.name for path in where)}, comparison.json")
 
 
 def _put(path: Path, text: str) -> None:
     files.write_atomic(path, text.encode())
-
-
-def _report(folder: Path) -> Path | None:
-    """report.html, where this trimtab has the part that writes it."""
-    if importlib.util.find_spec("trimtab.report.page") is None:
-        return None
-    return importlib.import_module("trimtab.report.page").write_report(folder)
 
 
 def _mean(table: list[list[float]]) -> float:

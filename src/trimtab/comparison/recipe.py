@@ -20,6 +20,7 @@ from trimtab.config.messages import one_line
 from trimtab.config.values import as_mapping
 from trimtab.config.yaml_text import parse, read_file
 from trimtab.errors import RecipeError
+from trimtab.shipped import or_shipped
 
 VERB = "compare"
 CONTROLS = {
@@ -66,7 +67,7 @@ def read_recipe(tokens: Sequence[str]) -> Read:
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
     if file is not None:
-        text = read_file(Path(file))
+        text = read_file(or_shipped(Path(file)))
         values = as_mapping(text.value) or {}
         if not values:
             raise RecipeError(f"{file}: is not a recipe: no 'key: value' lines at its top level")

@@ -14,6 +14,8 @@ from trimtab.config.yaml_text import read_file
 from trimtab.errors import RecipeError, RunError
 from trimtab.shipped import RECIPES, shipped
 
+COMPARE = "compare"  # the one verb with recipes that is no training verb
+
 
 class RecipeFile(NamedTuple):
     """A recipe; ``about`` is its header's first paragraph: what, on which hardware, how long."""
@@ -46,7 +48,7 @@ def find_recipe_file(name: str) -> Path:
 
 
 def verb_of_file(path: Path) -> str | None:
-    """The verb that a recipe's ``verb:`` line names, or compare; None where there is no such line.
+    """The verb that a recipe's ``verb:`` line names; None where there is no such line.
 
     RecipeError for a file that cannot be read, or a verb that does not exist.
     """
@@ -54,8 +56,8 @@ def verb_of_file(path: Path) -> str | None:
     values = as_mapping(text.value) or {}
     verb = values.get("verb")
     if verb is None and "methods" in values:
-        return "compare"  # which has a verb for every method, and none for all
-    if verb is not None and verb not in VERBS:
+        return COMPARE  # nothing else has methods
+    if verb not in (None, COMPARE) and verb not in VERBS:
         raise RecipeError(
             f"verb: {verb!r} is no training verb ({path}:{text.lines['verb']})"
             f"{did_you_mean(str(verb), VERBS)}"
