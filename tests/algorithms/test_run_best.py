@@ -193,7 +193,7 @@ def test_a_diagnosis_is_logged_told_and_ends_the_run(
     world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(hacking, "NATS", -1.0)  # any distance is far
-    monkeypatch.setattr(hacking, "FAR", -1.0)
+    monkeypatch.setattr(hacking, "FAR_FOR_GAIN", -1.0)
     found = ppo(world, max_steps=12, stop_when=["kl"], quiet=False, num_ppo_epochs=1)
     assert found.results["steps"] == 2 * LEAST
     assert found.results["stopped"] == "diagnosis kl (stop_when)"

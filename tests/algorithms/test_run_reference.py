@@ -104,10 +104,10 @@ def test_a_named_reference(world: World) -> None:
     ("verb", "data", "keys"),
     [
         ("sft", "answers", {"mix": True}),
-        ("dpo", "pairs", {"use_peft": True}),
+        pytest.param("dpo", "pairs", {"use_peft": True}, marks=pytest.mark.slow),
         ("dpo", "pairs", {"loss": "beta_dpo", "ref": "other"}),
-        ("orpo", "pairs", {}),
-        ("kto", "pairs", {}),
+        pytest.param("orpo", "pairs", {}, marks=pytest.mark.slow),
+        pytest.param("kto", "pairs", {}, marks=pytest.mark.slow),
         ("dpo", "rankings", {"loss": "plackett_luce"}),
     ],
 )

@@ -77,6 +77,7 @@ def test_its_commands_run(
                 end_all(Path(words[words.index("--output") + 1]))
         elif words[:2] == ["-m", "trimtab.world"]:
             monkeypatch.setattr(sys, "argv", ["trimtab.world", *words[2:]])
+            sys.modules.pop("trimtab.world.__main__", None)  # another test may have imported it
             runpy.run_module("trimtab.world", run_name="__main__")
         elif words == ["ask.py"]:
             runpy.run_path("ask.py")

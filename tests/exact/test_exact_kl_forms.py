@@ -134,6 +134,7 @@ def best(setting: Setting) -> Tensor:
     return torch.log_softmax(setting.reference + setting.rewards / BETA, -1)
 
 
+@pytest.mark.slow
 def test_grpo_with_k3_in_the_loss_ends_at_its_own_point(setting: Setting) -> None:
     """Advantages that are not divided by their spread: dr_grpo's."""
     found = trained(setting, "grpo", "k3", algorithm="dr_grpo", kl_estimator="k3")
@@ -143,6 +144,7 @@ def test_grpo_with_k3_in_the_loss_ends_at_its_own_point(setting: Setting) -> Non
     assert distance(found, best(setting)) > 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["k3_weighted", pytest.param("k2", marks=pytest.mark.slow)])
 def test_grpo_with_other_terms_in_the_loss_reaches_pi_star(
     setting: Setting, estimator: str

@@ -69,6 +69,7 @@ def test_an_exact_annotator_leads_to_the_best_response(setting: Setting) -> None
     assert found.exp().max() > 1.5 * setting.best.exp().max()
 
 
+@pytest.mark.slow
 def test_raft_fits_the_best_of_n(setting: Setting) -> None:  # noqa: F811
     """Sft on the best of 4, one rollout, until it is learnt: the distribution of best of 4."""
     rows = setting.root / "many.jsonl"

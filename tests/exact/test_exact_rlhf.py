@@ -122,6 +122,7 @@ def test_the_lines_before_reach_it_too(setting: Setting, objective: str) -> None
     assert setting.distance(found) < 0.02, objective
 
 
+@pytest.mark.slow
 def test_literal_kl_lets_the_policy_collapse(setting: Setting) -> None:
     """The wrong variant: beta does nothing, and the best response takes everything."""
     found = trained(
@@ -139,6 +140,7 @@ def test_literal_kl_lets_the_policy_collapse(setting: Setting) -> None:
     assert found.exp().max() > 1.5 * setting.best.exp().max()
 
 
+@pytest.mark.slow
 def test_rloo_reaches_the_optimum(setting: Setting) -> None:
     found = trained(setting, "rloo", "rloo", max_steps=60)
     assert setting.distance(found) < 0.02

@@ -109,6 +109,7 @@ def test_wrong_variants_of_dpo_end_elsewhere(small: Place, wrong: Any) -> None:
     assert distance(best, small.train(exact_rows(small), loss=loss, max_steps=80)) > SAMPLED
 
 
+@pytest.mark.slow
 def test_siblings_that_see_each_other_end_elsewhere(
     small: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_weight_is_a_number_of_equal_rows(small: Place) -> None:
     assert (train(unweighted) - repeated).abs().max().item() > 1e-3
 
 
+@pytest.mark.slow
 def test_ipo_from_a_file_reaches_its_own_optimum(small: Place) -> None:
     """A user's loss through ``loss.file``: KL < 1e-5 to IPO's optimum, which is not pi*."""
     ipo, best = ipo_policy(small.problem, BETA), best_policy(small.problem, BETA)
@@ -159,6 +161,7 @@ def test_ipo_from_a_file_reaches_its_own_optimum(small: Place) -> None:
             assert distance(ipo, found) > ELSEWHERE, loss.__name__
 
 
+@pytest.mark.slow
 def test_plackett_luce_on_exact_rankings_reaches_pi_star(tmp_path: Path) -> None:
     """KL < 1e-5 from all 120 rankings of three of six responses, one tree each."""
     place = Place(tmp_path, Language())
