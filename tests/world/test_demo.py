@@ -41,9 +41,7 @@ def prompts(path: Path) -> set[str]:
 
 
 @pytest.mark.usefixtures("tiny", "cpu_only")
-def test_the_demo_leaves_every_number(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_demo_leaves_every_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = tmp_path / "first"
     assert demo.run_demo(output_dir=str(first), seed=3) == 0
     said = capsys.readouterr().err

@@ -115,8 +115,9 @@ def _split(tokens: Sequence[str]) -> tuple[str | None, dict[str, str], Control]:
             continue
         raw, equals, word = token[2:].partition("=")
         # Names of methods are the user's own: - and _ differ in them.
-        top, dot, inner = raw.partition(".")
-        path = top.replace("-", "_") + dot + inner
+        words = raw.split(".")
+        own = 1 if words[0] == "methods" else None
+        path = ".".join(w if at == own else w.replace("-", "_") for at, w in enumerate(words))
         if path in ("dry_run", "quiet"):
             if equals:
                 raise RecipeError(f"--{raw}={word}: --{raw} takes no value")

@@ -31,7 +31,7 @@ EXTRAS = {
     "trackio": ("trackio", "report_to: trackio"),
     "wandb": ("wandb", "report_to: wandb"),
     "mlflow": ("mlflow", "report_to: mlflow"),
-    "lm-eval": ("lm_eval", "trimtab evaluate --lm-eval"),
+    "lm-eval": ("lm-eval", "trimtab evaluate --lm-eval"),
 }
 """Extra -> the package that makes it work, and what for."""
 
