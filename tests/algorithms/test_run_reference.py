@@ -108,7 +108,7 @@ def test_a_named_reference(world: World) -> None:
         ("dpo", "pairs", {"loss": "beta_dpo", "ref": "other"}),
         pytest.param("orpo", "pairs", {}, marks=pytest.mark.slow),
         pytest.param("kto", "pairs", {}, marks=pytest.mark.slow),
-        ("dpo", "rankings", {"loss": "plackett_luce"}),
+        pytest.param("dpo", "rankings", {"loss": "plackett_luce"}, marks=pytest.mark.slow),
     ],
 )
 def test_memory_keys_change_no_number(

@@ -228,6 +228,7 @@ def test_recipes_of_other_verbs_are_refused(recipe: Path) -> None:
     assert read_recipe([str(recipe)]).recipe.title == "small"
 
 
+@pytest.mark.slow
 def test_a_budget_of_tokens_is_measured_first(recipe: Path, tmp_path: Path) -> None:
     """Steps of each method as their first steps take tokens; a second start measures nothing."""
     more = ["--budget.unit", "tokens", "--budget.amount", "1000", "--methods.grpo", "{verb: dpo}"]

@@ -44,6 +44,7 @@ def judged_by(annotator: str, **keys: Any) -> dict[str, Any]:
     return {"pairs": "all", "annotator": annotator, **ONLINE, **keys}
 
 
+@pytest.mark.slow
 def test_online_dpo_reaches_the_optimum(setting: Setting) -> None:  # noqa: F811
     found = online(
         setting,

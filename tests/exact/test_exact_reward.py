@@ -172,6 +172,7 @@ def test_the_verb_finds_the_rewards_from_exact_preferences(place: Place) -> None
     assert rmse(place.train(pair_rows(LANGUAGE, all_pairs(problem())))) < 0.005
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "size"),
     [("pairwise", 4), pytest.param("plackett_luce", 3, marks=pytest.mark.slow)],

@@ -109,6 +109,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         patch.undo()
 
 
+SLOW = pytest.mark.slow  # test-slow has all stages; these differ from the others in few lines
+
+
 # One line a stage: where it is killed first, and where the run that goes on is killed again. The
 # number is a share of the phase's events in the whole run; the second start sees fewer of them.
 @pytest.mark.parametrize(
@@ -228,10 +231,10 @@ def test_a_forgotten_reference_is_found_out(world: World) -> None:
 @pytest.mark.parametrize(
     ("stage", "kill", "saved"),
     [
-        ("dpo_lora", ("train", 3.5 / runs.STEPS), 4),
-        ("beta_dpo", ("evaluate", 0.5), 4),
+        pytest.param("dpo_lora", ("train", 3.5 / runs.STEPS), 4, marks=SLOW),
+        pytest.param("beta_dpo", ("evaluate", 0.5), 4, marks=SLOW),
         ("sft", ("save", 0.1), 3),
-        ("classify", ("train", 4.5 / runs.STEPS), 5),
+        pytest.param("classify", ("train", 4.5 / runs.STEPS), 5, marks=SLOW),
         ("dpo", ("start", 0.6), None),
         ("dpo", ("finish", 0.5), 7),
         ("dpo", ("train", 5.5 / runs.STEPS, signal.SIGINT, 2), 3),

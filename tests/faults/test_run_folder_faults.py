@@ -75,7 +75,16 @@ OPENINGS: dict[str, tuple[Opening, str, int | None]] = {  # how, decision, step 
 
 
 @pytest.mark.parametrize("kind", ["kill", "error", pytest.param("half", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", OPENINGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fresh",
+        "restart",
+        "resume",
+        pytest.param("continue", marks=pytest.mark.slow),
+        pytest.param("resume_elsewhere", marks=pytest.mark.slow),
+    ],
+)
 def test_opening_disturbed_at_every_operation(ramdisk: Path, name: str, kind: str) -> None:
     opening, decision, step = OPENINGS[name]
     build(ramdisk / "base")
