@@ -62,6 +62,17 @@ def test_a_preference_file(tmp_path: Path, model: str) -> None:
     assert "compared: chosen > rejected" in text
 
 
+def test_plain_rows_for_a_chat_model_are_told(tmp_path: Path, model: str) -> None:
+    """Trained as they stand, such rows never meet the template that the model is asked through."""
+    plain = {"prompt": "Hi?", "chosen": "yes", "rejected": "no way"}
+    assert "chat template        not used: the rows" in printed(
+        write(tmp_path, [plain]), model=model
+    )
+    assert "not used" not in printed(write(tmp_path, ROWS), model=model)
+    text = write(tmp_path, [{"text": "Once upon a time."}])
+    assert "not used" not in printed(text, model=model)
+
+
 def test_json_has_every_token_and_its_mask(tmp_path: Path, model: str) -> None:
     data = found(write(tmp_path, ROWS), model=model, rows=1)
     (tree,) = data["trees"]

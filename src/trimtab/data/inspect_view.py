@@ -84,6 +84,9 @@ def _facts(inspection: Inspection, report: TokeniseReport) -> Table:
     if report.mask_sources:
         found = ", ".join(f"{name} {count:,}" for name, count in report.mask_sources.items())
         fact("masks found by", found)
+    elif inspection.kind != "text" and inspection.tokenizer.chat_template:
+        fact("chat template", "not used: the rows are plain text; a chat model is asked by "
+             'messages, {"role": "user", "content": ...}', "yellow")  # fmt: skip
     if inspection.max_length is None:
         fact("truncated", "nothing (no --max-length)")
     else:
