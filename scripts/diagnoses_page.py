@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from generated import between, write_or_compare
+
 from trimtab.algorithms.diagnosis.catalogue import CATALOGUE
 from trimtab.config.diagnoses import FAMILIES
 
@@ -41,22 +43,8 @@ def sections() -> str:
 
 def page() -> str:
     """The page as it ought to be."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    return f"{before}{BEGIN}\n\n{sections()}\n{END}{after}"
-
-
-def main() -> int:
-    """Write, or compare."""
-    wanted = page()
-    if "--write" in sys.argv[1:]:
-        PAGE.write_text(wanted, encoding="utf-8")
-        return 0
-    if wanted != PAGE.read_text(encoding="utf-8"):
-        print(f"{PAGE.name} is out of date: python scripts/diagnoses_page.py --write")
-        return 1
-    return 0
+    return between(PAGE, BEGIN, END, sections())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_compare(PAGE, page(), "diagnoses_page"))

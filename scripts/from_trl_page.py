@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from generated import write_or_compare
 from trl_notes import COUNTERPARTS, NOTES, TITLES
 
 from trimtab.config.hints import ALIASES, RENAMED
@@ -211,14 +212,7 @@ def main() -> int:
         found = read([Path(word) for word in sys.argv[sys.argv.index("--read") + 1 :]])
         FIELDS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         return 0
-    wanted = page()
-    if "--write" in sys.argv:
-        PAGE.write_text(wanted, encoding="utf-8")
-        return 0
-    if wanted != PAGE.read_text(encoding="utf-8"):
-        print(f"{PAGE.name} is out of date: python scripts/from_trl_page.py --write")
-        return 1
-    return 0
+    return write_or_compare(PAGE, page(), "from_trl_page")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from generated import between, write_or_compare
+
 from trimtab.catalogue.metric import Metric
 from trimtab.catalogue.metrics import METRICS
 
@@ -55,21 +57,8 @@ def sections() -> str:
 
 def page() -> str:
     """The page as it ought to be."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{sections()}\n{END}{rest.partition(END)[2]}"
-
-
-def main() -> int:
-    """Write, or compare."""
-    wanted = page()
-    if "--write" in sys.argv[1:]:
-        PAGE.write_text(wanted, encoding="utf-8")
-        return 0
-    if wanted != PAGE.read_text(encoding="utf-8"):
-        print(f"{PAGE.name} is out of date: python scripts/metrics_page.py --write")
-        return 1
-    return 0
+    return between(PAGE, BEGIN, END, sections())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_compare(PAGE, page(), "metrics_page"))

@@ -15,6 +15,7 @@ from trimtab.config.reward_recipe import RewardRecipe
 from trimtab.data.chat import ChatRenderer
 from trimtab.errors import RecipeError
 from trimtab.models import load, lora
+from trimtab.models.device import best_device
 from trimtab.models.forward import choose_layout
 from trimtab.models.hub import is_scored, read_json
 from trimtab.models.save import ADAPTER, merge_adapter
@@ -167,13 +168,13 @@ class RecipeModel:
 
 def choose_device(requested: str) -> torch.device:
     """``auto`` takes cuda, else mps, else the cpu; a device that is not there is refused."""
+    if requested == "auto":
+        return best_device()
     has = {
         "cpu": lambda: True,
         "cuda": torch.cuda.is_available,
         "mps": torch.backends.mps.is_available,
     }
-    if requested == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if has[name]()))
     device = torch.device(requested)
     if not has[device.type]():
         raise RecipeError(f"device={requested}: torch finds none here; use auto or cpu")

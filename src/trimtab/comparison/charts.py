@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trimtab.comparison.analysis import Analysis
+from trimtab.comparison.cells import Plan
 from trimtab.comparison.measured import Setting
-from trimtab.comparison.plan import Plan
 from trimtab.report.charts import Point
 from trimtab.report.panels import Panel, panel_chart
 from trimtab.report.svg import Axis

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.comparison.plan import Cell, Plan, Rate, make_plan, rate_name
+from trimtab.comparison.cells import Cell, Plan, Rate, rate_name
+from trimtab.comparison.plan import make_plan
 from trimtab.comparison.recipe import Read, read_recipe
 from trimtab.errors import RunError, UsageError
 from trimtab.training import files
@@ -108,7 +109,9 @@ class _Comparison:
             if not self._do(pilots):
                 return False
             rates = {
-                rate_name(cell): Rate(**json.loads(self.plan.place(cell.key).read_text())["rate"])
+                rate_name(cell.method, cell.settings): Rate(
+                    **json.loads(self.plan.place(cell.key).read_text())["rate"]
+                )
                 for cell in pilots
                 if self.plan.place(cell.key).exists()
             }

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.comparison import work
-from trimtab.comparison.plan import Cell, Plan, label_of, proxy_of
+from trimtab.comparison.cells import Cell, Plan, label_of, proxy_of
 from trimtab.config.compare_recipe import BASE
 
 Floats = NDArray[np.float64]

@@ -13,11 +13,20 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
+from trimtab.comparison.cells import (
+    Cell,
+    Plan,
+    Rate,
+    label_of,
+    parts_of,
+    proxy_of,
+    rate_name,
+)
 from trimtab.comparison.digests import VERSION, Digests, key_of
 from trimtab.comparison.recipe import Read
-from trimtab.config.compare_recipe import BASE, BudgetSpec, CompareRecipe, JudgeSpec
+from trimtab.config.compare_recipe import BASE, BudgetSpec
 from trimtab.config.on_policy_recipe import OnPolicyRecipe
 from trimtab.config.recipes import PreferenceRecipe
 from trimtab.config.resolve import resolve_layers
@@ -50,97 +59,6 @@ _OURS: Mapping[str, str] = {
 }
 
 
-class Rate(NamedTuple):
-    """What an optimizer step of a method takes, measured on its first ones."""
-
-    tokens: float
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One piece of work: a model to examine, a run to train and examine, or the best of n.
-
-    ``examined`` has, step by step (or n by n), the key of the file that holds what was found.
-    ``cost`` is a guess of its time, in seconds of one thread with a model of half a million
-    weights, to begin with the longest and to say how much is left.
-    """
-
-    kind: Literal["base", "run", "best_of_n", "pilot"]
-    method: str
-    settings: Mapping[str, Any]
-    seed: int
-    examined: Mapping[int, str]
-    cost: float
-    proxy: JudgeSpec
-    resolved: Resolved | None = None
-    key: str = ""
-    identity: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
-
-    @property
-    def label(self) -> str:
-        """Its settings in words; ``default`` where its method has no grid."""
-        return label_of(self.settings)
-
-    @property
-    def says(self) -> str:
-        """Which one it is, in words."""
-        settings = "" if not self.settings else f" {self.label}"
-        return f"{self.method}{settings} seed {self.seed}"
-
-    @property
-    def folder(self) -> str:
-        """Name of its run's folder: readable, and another one for another recipe."""
-        words = f"{self.method}-{self.label}-seed-{self.seed}-{self.key[:8]}"
-        return re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-")
-
-
-def label_of(settings: Mapping[str, Any]) -> str:
-    """``beta 0.1, gamma 1``."""
-    words = (f"{name.rpartition('.')[2]} {value}" for name, value in settings.items())
-    return ", ".join(words) or "default"
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """All cells; ``examination`` is what all examinations depend on, beside model and proxy."""
-
-    recipe: CompareRecipe
-    folder: Path
-    cells: tuple[Cell, ...]
-    examination: Mapping[str, Any]
-    notes: tuple[str, ...]
-
-    @property
-    def parts(self) -> Path:
-        """Folder of runs and examinations, which several comparisons can share."""
-        return parts_of(self.recipe)
-
-    def place(self, key: str) -> Path:
-        """The file of an examination."""
-        return self.parts / "examinations" / f"{key}.json"
-
-    def run_folder(self, cell: Cell) -> Path:
-        """Where a cell trains."""
-        return self.parts / "runs" / cell.folder
-
-
-def proxy_of(recipe: CompareRecipe) -> JudgeSpec:
-    """What on-policy methods are trained on, unless they have a reward of their own."""
-    return JudgeSpec(
-        reward_model=recipe.reward_model,
-        reward_funcs=recipe.reward_funcs,
-        reward_weights=recipe.reward_weights,
-    )
-
-
-def parts_of(recipe: CompareRecipe) -> Path:
-    """Where runs and examinations lie."""
-    folder = recipe.parts_dir or recipe.output_dir
-    assert folder is not None, "reading a recipe gives it a folder"
-    return Path(folder)
-
-
 def make_plan(
     read: Read, rates: Mapping[str, Rate] | None = None, digests: Digests | None = None
 ) -> Plan:
@@ -150,11 +68,6 @@ def make_plan(
     plan has a pilot for each instead of runs.
     """
     return _Planner(read, rates, digests or Digests()).plan()
-
-
-def rate_name(cell: Cell) -> str:
-    """What the rate of a cell's method and settings goes by: seeds have the same."""
-    return f"{cell.method}: {cell.label}"
 
 
 class _Planner:
@@ -338,7 +251,7 @@ class _Planner:
         }
         resolved = resolve_layers(verb, [*layers, _ours(length)], Control(quiet=True))
         marks = sorted({*range(interval, steps, interval), steps})
-        proxy = self._proxy_of(resolved) if on_policy else self.proxy
+        proxy = proxy_of(resolved.recipe) if on_policy else self.proxy
         cost = _cost(resolved) + len(marks) * self._exam_cost()
         cell = Cell(
             "pilot" if pilot else "run",
@@ -397,14 +310,6 @@ class _Planner:
             _ours(ours),
         ]
 
-    def _proxy_of(self, resolved: Resolved) -> JudgeSpec:
-        recipe: Any = resolved.recipe
-        return JudgeSpec(
-            reward_model=recipe.reward_model,
-            reward_funcs=recipe.reward_funcs,
-            reward_weights=recipe.reward_weights,
-        )
-
     # ------------------------------------------------------------------ how long
 
     def _steps(self, name: str, draft: Resolved, settings: Mapping[str, Any], per: int) -> int:
@@ -420,7 +325,7 @@ class _Planner:
             rollouts = budget.amount / (rows * each)
         else:
             assert self.rates is not None
-            rate = self.rates[f"{name}: {label_of(settings)}"]
+            rate = self.rates[rate_name(name, settings)]
             rollouts = budget.amount / (getattr(rate, budget.unit) * per)
         whole = math.floor(rollouts + 1e-9)
         if whole < 1:

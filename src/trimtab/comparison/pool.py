@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from trimtab.comparison.plan import Cell, Plan
+from trimtab.comparison.cells import Cell, Plan
 from trimtab.errors import TrimtabError
 
 STOPPED = "stopped"  # what a cell that Ctrl-C ended says

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trimtab.comparison.analysis import Analysis
+from trimtab.comparison.cells import Plan, proxy_of
 from trimtab.comparison.measured import OWN_PROXY, Setting
-from trimtab.comparison.plan import Plan, proxy_of
 from trimtab.config.compare_recipe import BASE, JudgeSpec
 from trimtab.config.on_policy_recipe import OnPolicyRecipe
 from trimtab.intervals import Interval

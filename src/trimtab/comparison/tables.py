@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.comparison.analysis import Analysis
+from trimtab.comparison.cells import Plan
 from trimtab.comparison.measured import Setting
-from trimtab.comparison.plan import Plan
 from trimtab.comparison.record import KL_ESTIMATOR, budget_sentence, judge_name, proxy_name
 from trimtab.comparison.verdict import told
 from trimtab.config.compare_recipe import BASE

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trimtab.comparison.cells import Cell, Plan
 from trimtab.comparison.examine import Examiner, Found
-from trimtab.comparison.plan import Cell, Plan
 from trimtab.training import files
 from trimtab.training.metrics import read_metrics
 from trimtab.training.run_folder import finished_recipe

@@ -18,6 +18,7 @@ from trimtab.data.trees import Origin, TokenTree
 from trimtab.errors import RecipeError, RunError
 from trimtab.models import load
 from trimtab.models.attention import unwrap
+from trimtab.models.device import best_device
 from trimtab.models.forward import Layout, choose_layout, target_hidden
 from trimtab.models.hub import ModelSource, is_scored, locate, read_json
 from trimtab.models.logprobs import LogitHead, token_stats
@@ -127,7 +128,7 @@ class RewardSubject(Subject):
         from trimtab.rewards.reward_model import RewardModel
 
         self.model = RewardModel.load(
-            candidate.name, device=device(), token_budget=token_budget, key=candidate.key
+            candidate.name, device=best_device(), token_budget=token_budget, key=candidate.key
         )
         config = unwrap(self.model.members[0].model).config
         super().__init__(candidate.name, self.model.renderer, self.model.parameters, config)
@@ -152,7 +153,7 @@ class LanguageSubject(Subject):
     def __init__(self, candidate: Candidate, token_budget: int) -> None:
         source = locate(candidate.name, key=candidate.key)
         tokenizer = load.load_tokenizer(source, key=candidate.key)
-        where = device()
+        where = best_device()
         # In fp32 on a CPU: few have instructions for bf16. Elsewhere as it was saved.
         dtype = torch.float32 if where.type == "cpu" else None
         self.model = load.load_model(source, dtype=dtype, device=where, key=candidate.key)
@@ -214,13 +215,6 @@ class LanguageSubject(Subject):
         from transformers import GenerationConfig
 
         return GenerationConfig.from_pretrained(folder)
-
-
-def device() -> torch.device:
-    """The accelerator that is there, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 @contextlib.contextmanager
