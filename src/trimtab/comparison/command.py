@@ -176,7 +176,7 @@ class _Comparison:
         from trimtab.comparison.record import judge_name, proxy_name, record
         from trimtab.comparison.tables import markdown
         from trimtab.comparison.verdict import verdict
-        from trimtab.report.page import write_report
+        from trimtab.report.page import report_line
 
         folder = self.plan.folder
         measured = gather(self.plan)
@@ -196,12 +196,11 @@ class _Comparison:
         _put(folder / "comparison.md", markdown(self.plan, analysis, told))
         for name, drawn in charts(self.plan, analysis, judge, proxy_name(self.plan)).items():
             _put(folder / name, drawn)
-        page = write_report(folder)
         if self.failed:
             self._say(f"{len(self.failed)} cells failed; the same command tries them again")
         print("\n".join(["", *[f"* {one}" for one in told["verdict"]], ""]))
-        where = [folder / "comparison.md", folder / "frontier.svg", page]
-        print(f"in {folder}: {', '.join(path.name for path in where)}, comparison.json")
+        print(f"in {folder}: comparison.md, frontier.svg, comparison.json")
+        print(report_line(folder))  # a page that cannot be drawn undoes no comparison
 
 
 def _put(path: Path, text: str) -> None:
