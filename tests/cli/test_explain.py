@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from tests.docs.scripts_of import ROOT, page, script
 
 from trimtab.catalogue.metrics import METRICS, metric_of
 from trimtab.cli import main
@@ -20,8 +19,6 @@ from trimtab.config import VERBS
 from trimtab.config.loss_schema import loss_schemas
 from trimtab.config.schema import recipe_keys
 from trimtab.errors import UsageError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def facts(name: str, kind: str) -> dict[str, str]:
@@ -179,8 +176,4 @@ def test_what_it_does_not_import(words: list[str], idle: list[str]) -> None:
 
 
 def test_the_page_of_diagnoses_is_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("page", ROOT / "scripts" / "diagnoses_page.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.page() == (ROOT / "docs" / "diagnoses.md").read_text(encoding="utf-8")
+    assert script("diagnoses_page").page() == page("diagnoses.md")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.docs.scripts_of import script
 from tests.exact import wrong_losses
 
 from trimtab.config.recipes import LossChoice
@@ -16,16 +16,6 @@ from trimtab.proof.differences import differences
 from trimtab.proof.verify import Verdict, verify
 
 F64 = torch.float64
-ROOT = Path(__file__).parents[2]
-
-
-def script(name: str) -> Any:
-    """A file of scripts/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 loss_tables = script("loss_tables")
