@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_runs import answers, pairs, save_tiny_model, write_rows
+from tests.tiny_runs import answers, make_tokenizer, pairs, save_tiny_model, write_rows
 from transformers import AutoConfig
 
 from trimtab.cli import main
@@ -24,9 +24,11 @@ from trimtab.models import lora
 from trimtab.models.attention import install
 from trimtab.models.build import model_from_config
 from trimtab.models.forward import hidden_states
+from trimtab.models.save import save_model
 from trimtab.plan import plan as module
 from trimtab.plan.batches import split, tokens
 from trimtab.plan.flops import Tree, llama_shape
+from trimtab.plan.memory import LIBRARIES, TIGHT
 from trimtab.plan.plan import plan
 from trimtab.plan.shapes import find_shape, known_shapes
 from trimtab.plan.skeleton import Skeleton
@@ -66,7 +68,7 @@ def test_what_is_kept_is_what_real_tensors_keep(
     planned = training_work(skeleton, TREES)  # from two and three layers
 
     kind = {"gemma3_text": "gemma3"}.get(name, name)
-    sizes = SIZES if name == "gpt2" else GATED
+    sizes = {**SIZES, "n_inner": 160} if name == "gpt2" else GATED
     model: Any = model_from_config(kind, sizes, vocab_size=300, seed=0, dtype=dtype)
     model = lora.attach(model, r=4, seed=0) if adapters else model.requires_grad_(True)
     install(model.train())
@@ -100,8 +102,10 @@ def test_reading_and_checkpointing_need_less() -> None:
 @pytest.mark.parametrize(
     ("name", "weights", "trained"),
     [  # as the models' cards and QLoRA's code have them
-        ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304, 18_464_768),
-        ("Qwen/Qwen2.5-7B", 7_615_616_512, 40_370_176),
+        pytest.param(
+            *("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304, 18_464_768), marks=pytest.mark.slow
+        ),
+        pytest.param("Qwen/Qwen2.5-7B", 7_615_616_512, 40_370_176, marks=pytest.mark.slow),
         ("meta-llama/Llama-2-7b-chat-hf", 6_738_415_616, 39_976_960),
     ],
 )
@@ -169,22 +173,42 @@ def test_batches_are_those_of_the_run(tmp_path: Path) -> None:
 def test_a_recipe_that_does_not_fit_is_told_what_would(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # recipes/ are those that are shipped
-    monkeypatch.setattr(module, "_room", lambda _: 16 * 10**9)
     monkeypatch.setattr("trimtab.plan.time.gemm_rate", lambda *_, **__: 60.0)
-    words = ["recipes/large/llama-7b-sft-lora.yaml", "--no-use-peft", "--token-budget", "4096"]
-    words += ["--no-gradient-checkpointing"]
+    monkeypatch.setattr(module, "_room", lambda _: 1000)
+    folder = save_tiny_model(tmp_path / "m")
+    rows = write_rows(tmp_path / "pairs.jsonl", pairs(20))
+    words = ["dpo", "--model", str(folder), "--dataset", str(rows), "--token-budget", "200"]
+    words += ["--precision", "fp32", "--cache-dir", str(tmp_path / "cache")]
     assert main(["plan", *words, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["fits"] is False and found["weights"] == 6_738_415_616
-    assert found["memory"]["parts"]["fp32 masters"] == 4 * 6_738_415_616
-    assert found["memory"]["parts"]["optimizer"] == 8 * 6_738_415_616
-    told = {one["change"]: one["total"] for one in found["remedies"]}
-    assert min(told, key=lambda change: told[change]) == (
-        "use_peft=true gradient_checkpointing=true token_budget=1024"
-    )
-    assert all(total < found["memory"]["total"] for total in told.values())
+    memory, told = found["memory"], {one["change"]: one["total"] for one in found["remedies"]}
+    assert found["fits"] is False and found["weights"] == found["trained"]
+    assert memory["parts"]["optimizer"] == 8 * found["weights"]
+    assert told.pop(f"{TIGHT} in the environment (slower)") == memory["tight"] + LIBRARIES
+    assert list(told) == [
+        *sorted(list(told)[:-1], key=lambda change: told[change]),
+        "precision=bf16 use_peft=true gradient_checkpointing=true token_budget=50",
+    ]
+    assert {change.partition("=")[0] for change in list(told)[:-1]} == {
+        *("precision", "use_peft", "gradient_checkpointing", "token_budget")
+    }
+    assert all(total < memory["total"] for total in told.values())
+
+
+@pytest.mark.slow
+def test_a_large_recipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # recipes/ are those that are shipped
+    monkeypatch.setattr("trimtab.plan.time.gemm_rate", lambda *_, **__: 60.0)
+    monkeypatch.setattr(module, "_room", lambda _: 16 * 10**9)
+    assert main(["plan", "recipes/large/llama-7b-sft-lora.yaml", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["weights"], found["trained"]) == (6_778_392_576, 39_976_960)
+    assert found["memory"]["parts"]["weights"] == 2 * 6_778_392_576
+    assert found["memory"]["parts"]["optimizer"] == 8 * 39_976_960
     assert "every row is taken to be as long as the recipe allows (1024 tokens)" in found["batches"]
+    assert {one["change"]: one["total"] for one in found["remedies"]}["token_budget=1024"] < 16e9
 
 
 def test_a_plan_for_people(
@@ -248,10 +272,15 @@ print(status("VmHWM") - before)
 
 
 def measured(words: list[str]) -> int:
-    """Peak of the resident set over what the libraries take, of a run in its own process."""
+    """Peak of the resident set over what the libraries take, of a run in its own process.
+
+    Under the setting that keeps the C allocator from holding freed blocks: what it holds depends
+    on the sequence of sizes, and is measured in docs/plan.md.
+    """
+    name, _, value = TIGHT.partition("=")
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", name: value},
         capture_output=True,
         text=True,
         check=False,
@@ -261,8 +290,8 @@ def measured(words: list[str]) -> int:
 
 
 def words_of(verb: str, tmp_path: Path) -> list[str]:
-    """A model of 6 M weights on 300 rows of some 40 to 80 tokens, a few hundred MB."""
-    rows = pairs(300) if verb == "dpo" else answers(300)
+    """A model of 3 M weights on rows of some 100 tokens: a few hundred MB."""
+    rows = pairs(24) if verb == "dpo" else answers(24)
     for row in rows:  # longer ones
         for name in ("chosen", "rejected", "completion"):
             if name in row:
@@ -270,33 +299,29 @@ def words_of(verb: str, tmp_path: Path) -> list[str]:
     data = write_rows(tmp_path / f"{verb}.jsonl", rows)
     folder = tmp_path / "model"
     if not folder.exists():
-        wide = {"intermediate_size": 704, "num_hidden_layers": 8, "num_attention_heads": 4}
+        wide = {"intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4}
         save_wide_model(folder, {**SIZES, **wide, "hidden_size": 256, "num_key_value_heads": 4})
     return [
         *(verb, "--model", str(folder), "--dataset", str(data), "--precision", "fp32"),
-        *("--max-steps", "3", "--per-device-train-batch-size", "64", "--token-budget", "3000"),
+        *("--max-steps", "1", "--per-device-train-batch-size", "24", "--token-budget", "3000"),
         *("--sample-prompts", "0", "--quiet", "--cache-dir", str(tmp_path / "cache")),
         *("--output-dir", str(tmp_path / f"run-{verb}")),
     ]
 
 
 def save_wide_model(folder: Path, sizes: dict[str, Any]) -> None:
-    from tests.tiny_runs import make_tokenizer
-
-    from trimtab.models.save import save_model
-
     tokenizer = make_tokenizer()
     more = {"vocab_size": len(tokenizer), "seed": 0, "dtype": torch.float32}
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
     save_model(model_from_config("llama", sizes, **more, **ids), tokenizer, folder)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and sets glibc's allocator")
 @pytest.mark.parametrize(
     ("verb", "more"),
     [
-        ("dpo", []),
-        pytest.param("sft", [], marks=pytest.mark.slow),
+        ("sft", []),
+        pytest.param("dpo", [], marks=pytest.mark.slow),
         pytest.param("dpo", ["--use-peft"], marks=pytest.mark.slow),
         pytest.param("simpo", [], marks=pytest.mark.slow),
     ],
@@ -304,5 +329,6 @@ def save_wide_model(folder: Path, sizes: dict[str, Any]) -> None:
 def test_a_run_takes_what_was_planned(verb: str, more: list[str], tmp_path: Path) -> None:
     words = words_of("dpo" if verb == "simpo" else verb, tmp_path)
     words = [verb, *words[1:], *more]
-    planned = plan(resolve(verb, words[1:], env={})).memory.peak
-    assert planned == pytest.approx(measured(words), rel=0.15)
+    planned = plan(resolve(verb, words[1:], env={})).memory
+    assert planned.tight < planned.peak
+    assert planned.tight == pytest.approx(measured(words), rel=0.15)

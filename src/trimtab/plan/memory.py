@@ -25,11 +25,16 @@ from trimtab.rollout.steps import PROMPT_TOKENS
 
 LIBRARIES = 420 * 10**6
 """Python, torch, transformers and PEFT themselves (measured: 411 MB resident, CPU build)."""
-ROWS = 45 * 10**6
-"""Rows, tokenizer and what a run holds beside tensors (measured with thousands of rows)."""
+ROWS = 15 * 10**6
+TOKEN = 1250
+"""Rows and what a run holds beside tensors, and a token of the tokenizer's, in bytes (measured: 15 MB
+with 290 tokens, 38 to 53 with 16,384, 75 with 49,152)."""
 ALLOCATOR = 1.20
 """What the C allocator holds over what tensors need at the worst moment: freed blocks that fit no
-later tensor. Measured 1.03 to 1.38 over the cases of docs/plan.md."""
+later tensor. How much depends on the sizes' sequence, and no count foresees it: docs/plan.md has
+the measured range, and the setting that takes it to 1."""
+TIGHT = "MALLOC_MMAP_THRESHOLD_=1048576"
+"""glibc then gives every block of a megabyte back when it is freed: ``Memory.tight``."""
 OPTIMIZER_BYTES = {"adamw": 8, "rmsprop": 4, "sgd": 0}  # a trained weight
 
 
@@ -51,12 +56,13 @@ class Models:
 class Memory:
     """``parts``: what stands all the time, by name; ``moments``: what each moment needs beside it.
 
-    ``peak`` is the most of the process beyond its libraries.
+    ``peak`` is the most of the process beyond its libraries; ``tight`` the same under ``TIGHT``.
     """
 
     parts: dict[str, int]
     moments: dict[str, dict[str, int]]
     peak: int
+    tight: int
 
     @property
     def worst(self) -> str:
@@ -110,8 +116,8 @@ def memory_of(recipe: Any, models: Models, batches: Batches) -> Memory:
     elif gradients > needs["activations"] + needs.get("logits", 0):
         needs |= {"activations": 0, "logits": 0, "gradients": gradients}
     most = max(sum(needs.values()) for needs in moments.values())
-    peak = sum(parts.values()) + int(ALLOCATOR * most) + ROWS
-    return Memory(parts, moments, peak)
+    standing = sum(parts.values()) + ROWS + TOKEN * models.policy.vocabulary
+    return Memory(parts, moments, standing + int(ALLOCATOR * most), standing + most)
 
 
 def _standing(recipe: Any, models: Models) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from trimtab.models import cut
 from trimtab.models.hub import quiet
 from trimtab.plan.batches import Batches, batched, batches_of
 from trimtab.plan.memory import (
+    LIBRARIES,
+    TIGHT,
     Memory,
     Models,
     dtype_named,
@@ -86,6 +89,9 @@ def plan(resolved: Resolved) -> Plan:
     remedies: list[Remedy] = []
     if room is not None and found.total > room:
         remedies = _remedies(recipe, config, policy, spec, batches, room)
+        if sys.platform == "linux" and device.type == "cpu":
+            tight = found.tight + LIBRARIES
+            remedies.append(Remedy(f"{TIGHT} in the environment (slower)", tight))
     return Plan(
         verb=resolved.verb,
         model="a new model" if shape is None else f"{shape.name} ({shape.where})",
@@ -228,6 +234,7 @@ def as_json(made: Plan) -> str:
             "moments": made.memory.moments,
             "worst": made.memory.worst,
             "peak": made.memory.peak,
+            "tight": made.memory.tight,
             "total": made.memory.total,
         },
         "steps": made.batches.steps,

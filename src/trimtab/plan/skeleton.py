@@ -63,12 +63,12 @@ class Skeleton:
             head = made.get_output_embeddings()
             if self.scores and head is not None and head.weight is not _words(made):
                 head.requires_grad_(False)  # nothing reads it
-            return _train(made)
+            return made.train()
         rank, targets = self.lora
         save = ["score"] if self.scores else []
         names = list(targets)
         made = lora.attach(made, r=rank, target_modules=names, modules_to_save=save, seed=0)
-        return _train(made)
+        return made.train()
 
     @functools.cached_property
     def counts(self) -> tuple[int, int]:
@@ -81,15 +81,6 @@ class Skeleton:
         """Whether the output head gets a gradient."""
         head: Any = unwrap(self.model(1)).get_output_embeddings()
         return bool(head.weight.requires_grad)
-
-
-def _train(model: Any) -> Any:
-    """Training mode, but for dropouts: fake ones would make masks at a rate of 0, too."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.training = False
-    return model
 
 
 def _words(model: Any) -> Any:
