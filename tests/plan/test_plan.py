@@ -187,10 +187,10 @@ def test_a_recipe_that_does_not_fit_is_told_what_would(
     assert told.pop(f"{TIGHT} in the environment (slower)") == memory["tight"] + LIBRARIES
     assert list(told) == [
         *sorted(list(told)[:-1], key=lambda change: told[change]),
-        "precision=bf16 use_peft=true gradient_checkpointing=true token_budget=50",
+        "precision=bf16 use_peft=true token_budget=50",
     ]
     assert {change.partition("=")[0] for change in list(told)[:-1]} == {
-        *("precision", "use_peft", "gradient_checkpointing", "token_budget")
+        *("precision", "use_peft", "token_budget")  # of two layers, running one again saves none
     }
     assert all(total < memory["total"] for total in told.values())
 

@@ -27,8 +27,8 @@ LIBRARIES = 420 * 10**6
 """Python, torch, transformers and PEFT themselves (measured: 411 MB resident, CPU build)."""
 ROWS = 15 * 10**6
 TOKEN = 1250
-"""Rows and what a run holds beside tensors, and a token of the tokenizer's, in bytes (measured: 15 MB
-with 290 tokens, 38 to 53 with 16,384, 75 with 49,152)."""
+"""Bytes of rows and what a run holds beside tensors, and of a token of the tokenizer (measured:
+15 MB with 290 tokens, 38 to 53 with 16,384, 75 with 49,152)."""
 ALLOCATOR = 1.20
 """What the C allocator holds over what tensors need at the worst moment: freed blocks that fit no
 later tensor. How much depends on the sizes' sequence, and no count foresees it: docs/plan.md has

@@ -88,7 +88,7 @@ def plan(resolved: Resolved) -> Plan:
     room = _room(device)
     remedies: list[Remedy] = []
     if room is not None and found.total > room:
-        remedies = _remedies(recipe, config, policy, spec, batches, room)
+        remedies = _remedies(recipe, config, policy, spec, batches, room, found.total)
         if sys.platform == "linux" and device.type == "cpu":
             tight = found.tight + LIBRARIES
             remedies.append(Remedy(f"{TIGHT} in the environment (slower)", tight))
@@ -108,7 +108,13 @@ def plan(resolved: Resolved) -> Plan:
 
 
 def _remedies(
-    recipe: Any, config: Any, policy: Skeleton, spec: Any, batches: Batches, room: int
+    recipe: Any,
+    config: Any,
+    policy: Skeleton,
+    spec: Any,
+    batches: Batches,
+    room: int,
+    now: int,
 ) -> list[Remedy]:
     """What would need less: each change alone, the most helpful first, and then all together."""
     changes: dict[str, Any] = {}
@@ -129,8 +135,14 @@ def _remedies(
         cut_anew = batched(changed, batches.steps, batches.rows, batches.source)
         return memory_of(changed, models, cut_anew).total
 
-    alone = [Remedy(_told({name: value}), total({name: value})) for name, value in changes.items()]
-    found = sorted(alone, key=lambda one: one.total)
+    found: list[Remedy] = []
+    for name, value in list(changes.items()):
+        needs = total({name: value})
+        if needs < now:
+            found.append(Remedy(_told({name: value}), needs))
+        else:  # such as running one of two layers again
+            del changes[name]
+    found.sort(key=lambda one: one.total)
     if len(changes) > 1 and all(one.total > room for one in found):
         found.append(Remedy(_told(changes), total(changes)))
     return found
