@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.flops import Product, llama_shape
 from benchmarks.measure import emit
+from trimtab.plan.flops import Product, llama_shape
 
 DTYPES = ("float32", "bfloat16")
 

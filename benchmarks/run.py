@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from benchmarks import help_time, machine, models, on_policy, rows, table
-from benchmarks.flops import llama_shape
+from trimtab.plan.flops import llama_shape
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / "build" / "bench"

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import flops
 from benchmarks import on_policy as replay
-from benchmarks.flops import Shape, training, tree_of
+from trimtab.plan import flops
+from trimtab.plan.flops import Shape, training, tree_of
 
 WITH_REFERENCE = ("dpo",)
 

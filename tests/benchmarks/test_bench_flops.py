@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.flops import (
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from trimtab.plan.flops import (
     Tree,
     adapters,
     forward,
@@ -15,8 +18,6 @@ from benchmarks.flops import (
     on_policy,
     training,
 )
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
 
 CONFIG = {
     "hidden_size": 8,

@@ -29,6 +29,12 @@ def _verify_loss(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True, sh
     return verify_loss(tokens)
 
 
+def _plan(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]) -> int:
+    from trimtab.cli.plan_verb import plan
+
+    return plan(tokens)
+
+
 TOOLS: dict[str, Verb | dict[str, Verb]] = {
     "chat": chat,
     "compare": compare,
@@ -38,6 +44,7 @@ TOOLS: dict[str, Verb | dict[str, Verb]] = {
     "evaluate": evaluate,
     "explain": explain,
     "export": export,
+    "plan": _plan,
     "recipes": {"ls": ls, "show": show, "cp": cp},
     "report": report,
     "sample": sample,
@@ -47,11 +54,12 @@ TOOLS: dict[str, Verb | dict[str, Verb]] = {
 _HELP = {
     "compare": "Train several methods from one model under one budget; draw reward against KL.",
     "data": "Look at data before training on it.",
+    "plan": "Say what a recipe needs in memory and time, before a weight is loaded.",
     "recipes": "List, show and copy the recipes that come with trimtab.",
     "verify-loss": "Put a preference loss on the bench: a built-in one, or FILE.py:FUNCTION.",
 }
-# Whose options cyclopts does not know: a loss's hyper-parameters, and their own --help.
-_RAW = {"compare", "verify-loss"}
+# Whose options cyclopts does not know (a loss's hyper-parameters, a recipe's keys): own --help.
+_RAW = {"compare", "plan", "verify-loss"}
 
 
 def help_of(name: str) -> str:

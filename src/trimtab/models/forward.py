@@ -124,6 +124,11 @@ def end_hidden(model: nn.Module, batch: TreeBatch, layout: Layout) -> Tensor:
     return hidden_states(model, batch, layout).ends()
 
 
+def prepare(batch: TreeBatch, layout: Layout) -> None:
+    """Make, with the batch's real numbers, what ``hidden_states`` needs of it beside the model."""
+    _route(batch, layout)
+
+
 @torch.inference_mode(False)  # a reference model may be the first to read what a policy trains on
 def _route(batch: TreeBatch, layout: Layout) -> _Route:
     routes = _ROUTES.setdefault(batch, {})

@@ -1,0 +1,177 @@
+"""What ``trimtab plan`` says against what runs take: memory and time, as a table.
+
+    python -m benchmarks.plan --data FOLDER --output FILE.json [--cases NAME ...]
+
+Every case is planned and then run for a few steps, in processes of their own. Measured is the
+peak of the resident set less what it was when Python and all libraries were loaded (Linux:
+VmHWM less VmRSS), and the seconds of a training step as the run's own log has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import emit
+from benchmarks.models import ensure, folder
+
+NINE, SMOL = "llama-9m", "smollm2-135m"
+_FILES = {
+    "sft": "sft.jsonl",
+    "dpo": "preference.jsonl",
+    "simpo": "preference.jsonl",
+    "orpo": "preference.jsonl",
+    "reward": "preference.jsonl",
+    "ppo": "preference.jsonl",
+    "grpo": "preference.jsonl",
+}
+_COMMON = ["--max-train-rows", "400", "--sample-prompts", "0", "--logging-steps", "1", "--quiet"]
+_ROWS = ["--max-length", "512", "--precision", "fp32"]
+_PROMPTS = ["--max-prompt-length", "256", "--precision", "fp32", "--max-completion-length", "64"]
+_PROMPTS += ["--reward-funcs", "length(target=40)"]
+
+CASES: dict[str, tuple[str, str, list[str]]] = {
+    "sft-9m": ("sft", NINE, [*_ROWS, "--max-steps", "6"]),
+    "dpo-9m": ("dpo", NINE, [*_ROWS, "--max-steps", "4", "--per-device-train-batch-size", "16"]),
+    "simpo-9m": (
+        "simpo", NINE, [*_ROWS, "--max-steps", "4", "--per-device-train-batch-size", "16"]
+    ),
+    "orpo-9m": ("orpo", NINE, [*_ROWS, "--max-steps", "6"]),
+    "reward-9m": (
+        "reward", NINE, [*_ROWS, "--max-steps", "4", "--per-device-train-batch-size", "16"]
+    ),
+    "ppo-9m": ("ppo", NINE, [*_PROMPTS, "--max-steps", "4", "--per-device-train-batch-size", "32"]),
+    "grpo-9m": (
+        "grpo", NINE, [*_PROMPTS, "--max-steps", "2", "--per-device-train-batch-size", "8"]
+    ),
+    "dpo-9m-lora": (
+        "dpo", NINE,
+        [*_ROWS, "--max-steps", "4", "--per-device-train-batch-size", "16", "--use-peft"],
+    ),
+    "sft-smollm2": ("sft", SMOL, [*_ROWS, "--max-steps", "3", "--token-budget", "2048"]),
+    "sft-smollm2-lora": (
+        "sft", SMOL, [*_ROWS, "--max-steps", "3", "--token-budget", "2048", "--use-peft"]
+    ),
+    "dpo-smollm2": (
+        "dpo", SMOL,
+        ["--max-length", "256", "--precision", "fp32", "--max-steps", "2", "--token-budget",
+         "1024", "--per-device-train-batch-size", "4"],
+    ),
+    "grpo-smollm2": (
+        "grpo", SMOL,
+        [*_PROMPTS, "--max-steps", "2", "--token-budget", "2048",
+         "--per-device-train-batch-size", "2", "--num-generations", "4"],
+    ),
+}  # fmt: skip
+
+
+def words_of(name: str, data: Path, output: Path) -> list[str]:
+    """The command line of a case, without ``trimtab``."""
+    verb, model, more = CASES[name]
+    rows = ["--dataset-name", str(data / _FILES[verb])]
+    if verb in ("ppo", "grpo"):
+        # Prompts alone, made of the pairs'.
+        made = output.parent / "prompts.jsonl"
+        if not made.exists():
+            lines = (data / _FILES[verb]).read_text().splitlines()[:400]
+            prompts = [{"prompt": json.loads(line)["prompt"]} for line in lines]
+            made.write_text("".join(json.dumps(row) + "\n" for row in prompts))
+        rows = ["--dataset-name", str(made)]
+    places = ["--output-dir", str(output), "--cache-dir", str(output.parent / "cache")]
+    return [verb, "--model", str(folder(model)), *rows, *more, *_COMMON, *places]
+
+
+def child(words: list[str]) -> None:
+    """Run a command line in this process and print what it took."""
+    import peft  # noqa: F401 - loaded before anything is measured
+    import torch
+    import transformers.models.llama.modeling_llama  # noqa: F401
+    from transformers import AutoModelForCausalLM  # noqa: F401
+
+    import trimtab.algorithms.run
+    from trimtab.cli import main as trimtab
+
+    torch.randn(64, 64) @ torch.randn(64, 64)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _status("VmRSS")
+    code = trimtab(words)
+    assert code == 0, code
+    emit({"peak": _status("VmHWM") - before, "libraries": before})
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def _run(*words: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, check=False, env=os.environ
+    )
+    if done.returncode not in (0, 1) or not done.stdout.strip():
+        raise RuntimeError(f"{' '.join(words)}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(name: str, data: Path) -> dict[str, Any]:
+    """Plan a case and run it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "run"
+        words = words_of(name, data, output)
+        planned = _run("-m", "trimtab", "plan", *words, "--json")
+        taken = _run("-m", "benchmarks.plan", "--child", *words)
+        rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        logged = [row for row in rows if "loss" in row]
+        tokens = [b["num_tokens"] - a["num_tokens"] for a, b in zip(logged, logged[1:])]  # noqa: B905, RUF007
+        seconds = [n / row["time/tokens_per_second"] for n, row in zip(tokens, logged[1:])]  # noqa: B905
+    return {
+        "case": name,
+        "planned": planned["memory"]["peak"],
+        "measured": taken["peak"],
+        "ratio": planned["memory"]["peak"] / taken["peak"],
+        "worst": planned["memory"]["worst"],
+        "libraries": taken["libraries"],
+        "planned_step": planned["time"]["step"],
+        "measured_step": sum(seconds) / len(seconds) if seconds else None,
+        "parts": planned["memory"],
+    }
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = ["| case | planned | measured | planned / measured |", "|---|---|---|---|"]
+    for one in found:
+        lines.append(
+            f"| {one['case']} | {one['planned'] / 1e6:,.0f} MB | {one['measured'] / 1e6:,.0f} MB "
+            f"| {one['ratio']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+    options = parser.parse_args()
+    for model in sorted({CASES[name][1] for name in options.cases}):
+        ensure(model, options.data)
+    found: list[dict[str, Any]] = []
+    for name in options.cases:
+        found.append(measure(name, options.data))
+        print(json.dumps({k: v for k, v in found[-1].items() if k != "parts"}), flush=True)
+        options.output.write_text(json.dumps(found, indent=1) + "\n")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
