@@ -45,7 +45,10 @@ def test_a_shipped_recipe_is_found_from_anywhere(
     own.write_text("model: m\ndataset: d\nmax_train_rows: 7\n")
     resolved = resolve("dpo", ["recipes/tiny/dpo.yaml"], env={})
     assert resolved.recipe.max_train_rows == 7  # the user's own comes first
-    with pytest.raises(RecipeError, match=r"recipes/tiny/dop\.yaml: no such recipe file"):
+    with pytest.raises(
+        RecipeError,
+        match=r"dop\.yaml: no such recipe file\. Did you mean recipes/tiny/dpo\.yaml\?$",
+    ):
         resolve("dpo", ["recipes/tiny/dop.yaml"], env={})
 
 

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple, cast
 
 import yaml
 
+from trimtab.config.suggest import did_you_mean
 from trimtab.errors import RecipeError
+from trimtab.shipped import RECIPES, shipped
 
 _TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {
@@ -34,7 +36,7 @@ def read_file(path: Path) -> YamlText:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe file") from None
+        raise RecipeError(f"{path}: no such recipe file{_nearest(path)}") from None
     except IsADirectoryError:
         raise RecipeError(f"{path}: is a folder, not a recipe file") from None
     except OSError as error:
@@ -42,6 +44,16 @@ def read_file(path: Path) -> YamlText:
     except UnicodeDecodeError:
         raise RecipeError(f"{path}: is not UTF-8 text, so it is no recipe") from None
     return parse(text, str(path))
+
+
+def _nearest(path: Path) -> str:
+    """The recipe beside the one that is missing whose name is nearly its own."""
+    beside = {one.name for one in path.parent.glob("*.y*ml")}
+    folder = shipped(path.parent.as_posix()) if path.parts[:1] == (RECIPES,) else None
+    if folder is not None:
+        beside |= {one.name for one in folder.glob("*.yaml")}
+    prefix = "" if path.parent == Path() else f"{path.parent}/"
+    return did_you_mean(path.name, beside, prefix)
 
 
 def parse(text: str, name: str) -> YamlText:
