@@ -1,10 +1,11 @@
 """What ``trimtab plan`` says against what runs take: memory and time, as a table.
 
-    python -m benchmarks.plan --data FOLDER --output FILE.json [--cases NAME ...]
+    python -m benchmarks.plan --data FOLDER --output FILE.json [--cases NAME ... | large]
 
 Every case is planned and then run for a few steps, in processes of their own. Measured is the
 peak of the resident set less what it was when Python and all libraries were loaded (Linux:
-VmHWM less VmRSS), and the seconds of a training step as the run's own log has them.
+VmHWM less VmRSS), and the seconds of a training step as the run's own log has them. ``large``
+stands for models of 1.5 and 7 B weights, drawn at random in bf16 (16 GB of disk, some minutes).
 """
 
 from __future__ import annotations
@@ -70,10 +71,62 @@ CASES: dict[str, tuple[str, str, list[str]]] = {
     ),
 }  # fmt: skip
 
+QWEN, LLAMA = "Qwen/Qwen2.5-1.5B", "meta-llama/Llama-2-7b-hf"
+_LORA = ["--use-peft", "--lora-r", "16", "--max-steps", "1", "--per-device-train-batch-size", "2"]
+LARGE: dict[str, tuple[str, str, list[str]]] = {
+    "sft-1.5b-lora": (
+        "sft", QWEN,
+        [*_LORA, "--max-length", "512", "--token-budget", "1024", "--precision", "fp32"],
+    ),
+    "dpo-1.5b-lora": (
+        "dpo", QWEN,
+        [*_LORA, "--max-length", "256", "--token-budget", "512", "--precision", "bf16"],
+    ),
+    "sft-7b-lora": (
+        "sft", LLAMA,
+        [*_LORA, "--max-length", "64", "--precision", "bf16", "--gradient-checkpointing"],
+    ),
+}  # fmt: skip
+
+
+def place_of(model: str) -> Path:
+    """The folder of a model, of models.json or of a shape that trimtab knows."""
+    return folder(model) if "/" not in model else folder(NINE).parent / Path(model).name
+
+
+def draw(name: str) -> None:
+    """Make a folder of the shape ``name`` with random weights and the 9 M model's tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from trimtab.models.load import load_tokenizer
+    from trimtab.plan.shapes import find_shape
+
+    place = place_of(name)
+    if (place / "config.json").exists():
+        return
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(
+            find_shape(name, key="model").config, dtype=torch.bfloat16
+        )
+    model = model.to_empty(device="cpu")
+    # A tile of random numbers, over and over: billions of draws would take longer than the run.
+    tile = 0.02 * torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
+    tile = tile.to(torch.bfloat16)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data.fill_(1.0)
+            continue
+        for part in parameter.data.view(-1).split(len(tile)):
+            part.copy_(tile[: len(part)])
+    model.tie_weights()
+    model.save_pretrained(place)
+    load_tokenizer(folder(NINE)).save_pretrained(place)
+
 
 def words_of(name: str, data: Path, output: Path) -> list[str]:
     """The command line of a case, without ``trimtab``."""
-    verb, model, more = CASES[name]
+    verb, model, more = (CASES | LARGE)[name]
     rows = ["--dataset-name", str(data / _FILES[verb])]
     if verb in ("ppo", "grpo"):
         # Prompts alone, made of the pairs'.
@@ -84,7 +137,7 @@ def words_of(name: str, data: Path, output: Path) -> list[str]:
             made.write_text("".join(json.dumps(row) + "\n" for row in prompts))
         rows = ["--dataset-name", str(made)]
     places = ["--output-dir", str(output), "--cache-dir", str(output.parent / "cache")]
-    return [verb, "--model", str(folder(model)), *rows, *more, *_COMMON, *places]
+    return [verb, "--model", str(place_of(model)), *rows, *more, *_COMMON, *places]
 
 
 def child(words: list[str]) -> None:
@@ -161,12 +214,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+    every = [*CASES, *LARGE, "large"]
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=every)
     options = parser.parse_args()
-    for model in sorted({CASES[name][1] for name in options.cases}):
+    cases = [one for name in options.cases for one in (LARGE if name == "large" else [name])]
+    for model in sorted({NINE} | {CASES[name][1] for name in cases if name in CASES}):
         ensure(model, options.data)
+    for model in sorted({LARGE[name][1] for name in cases if name in LARGE}):
+        draw(model)
     found: list[dict[str, Any]] = []
-    for name in options.cases:
+    for name in cases:
         found.append(measure(name, options.data))
         print(json.dumps({k: v for k, v in found[-1].items() if k != "parts"}), flush=True)
         options.output.write_text(json.dumps(found, indent=1) + "\n")

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.models import described, folder
+from benchmarks.profile_step import by_part, lines
 from trimtab.models.build import model_from_config
 from trimtab.models.forward import choose_layout
 from trimtab.models.load import load_model
@@ -240,7 +241,19 @@ def _cache_bytes(config: Any, element: int) -> int:
 # ---------------------------------------------------------------------- the run
 
 
-def run(name: str, repeats: int, precision: str) -> None:
+def profiled(sampler: Sampler, prompts: Sequence[Sequence[int]], samples: int) -> str:
+    """Shares of one call's time by part, from torch's profiler, which slows small operations."""
+    with torch.profiler.profile() as profiler:
+        by_trimtab(sampler, prompts, samples, 0)
+    operations = {one.key: one.self_cpu_time_total / 1e6 for one in profiler.key_averages()}
+    split = {"products of keys and values": operations.pop("aten::bmm", 0.0)}
+    split |= {"packing the head": operations.pop("mkldnn::_reorder_linear_weight", 0.0)}
+    split |= by_part(operations)
+    whole = sum(split.values())
+    return "\n".join(lines("part", {name: s for name, s in split.items() if s}, whole))
+
+
+def run(name: str, repeats: int, precision: str, *, profile: bool) -> None:
     """Measure one case and print it."""
     case = CASES[name]
     width = 256 if case.model == "llama-9m" else 576
@@ -277,6 +290,8 @@ def run(name: str, repeats: int, precision: str) -> None:
     one, other = statistics.median(ours), statistics.median(theirs)
     told = f"{one:.0f} against {other:.0f} tokens/s, {one / other:.1f} times"
     print(f"  {name}: {told} (goal {GOALS[name]:g})", flush=True)
+    if profile:
+        print(profiled(sampler, random_prompts(case.prompts, vocabulary, 0), case.samples))
 
 
 def main() -> None:
@@ -291,6 +306,7 @@ def main() -> None:
         default="wall",
         help="cpu: seconds of the process, for one thread on a machine that others use too",
     )
+    parser.add_argument("--profile", action="store_true", help="and where the time goes")
     chosen = parser.parse_args()
     if chosen.clock == "cpu":
         global _clock
@@ -300,7 +316,7 @@ def main() -> None:
         if not Path(folder(CASES[name].model), "config.json").exists() and name == "smollm2":
             print(f"{name}: no model in {folder(CASES[name].model)}; run make smollm2")
             continue
-        run(name, chosen.repeats, chosen.precision)
+        run(name, chosen.repeats, chosen.precision, profile=chosen.profile)
 
 
 if __name__ == "__main__":

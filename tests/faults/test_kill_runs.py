@@ -119,17 +119,17 @@ SLOW = pytest.mark.slow  # test-slow has all stages; these differ from the other
     [
         ("pretrain", [("evaluate", 0.5), ("save", 0.5)]),
         ("sft", [("train", 0.65), ("log", 0.3)]),
-        ("classify", [("train", 0.5), ("save", 0.4)]),
+        pytest.param("classify", [("train", 0.5), ("save", 0.4)], marks=SLOW),
         ("dpo", [("save", 0.8), ("finish", 0.7)]),
         ("dpo_lora", [("train", 0.7), ("evaluate", 0.2)]),
-        ("beta_dpo", [("train", 0.75), ("sample", 0.3)]),
-        ("kto", [("start", 0.9), ("train", 0.8)]),
-        ("sum", [("train", 0.6), ("save", 0.5)]),
+        pytest.param("beta_dpo", [("train", 0.75), ("sample", 0.3)], marks=SLOW),
+        pytest.param("kto", [("start", 0.9), ("train", 0.8)], marks=SLOW),
+        pytest.param("sum", [("train", 0.6), ("save", 0.5)], marks=SLOW),
         ("reward", [("train", 0.7), ("finish", 0.3)]),
         ("ppo", [("train", 0.75), ("train", 0.6), ("finish", 0.4)]),
         ("grpo", [("save", 0.6), ("train", 0.5)]),
         ("online_dpo", [("train", 0.75), ("save", 0.5)]),
-        ("raft", [("train", 0.7), ("evaluate", 0.2)]),
+        pytest.param("raft", [("train", 0.7), ("evaluate", 0.2)], marks=SLOW),
     ],
 )
 def test_killed_and_run_again_ends_with_the_same_bits(

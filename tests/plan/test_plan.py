@@ -316,14 +316,15 @@ def save_wide_model(folder: Path, sizes: dict[str, Any]) -> None:
     save_model(model_from_config("llama", sizes, **more, **ids), tokenizer, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and sets glibc's allocator")
 @pytest.mark.parametrize(
     ("verb", "more"),
     [
         ("sft", []),
-        pytest.param("dpo", [], marks=pytest.mark.slow),
-        pytest.param("dpo", ["--use-peft"], marks=pytest.mark.slow),
-        pytest.param("simpo", [], marks=pytest.mark.slow),
+        ("dpo", []),
+        ("dpo", ["--use-peft"]),
+        ("simpo", []),
     ],
 )
 def test_a_run_takes_what_was_planned(verb: str, more: list[str], tmp_path: Path) -> None:

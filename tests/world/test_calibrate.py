@@ -62,6 +62,7 @@ def test_neighbours_are_compared_unless_they_are_equal() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_reward_is_of_a_story_alone_and_training_raises_what_was_chosen(
     small_model: Path, tmp_path: Path
 ) -> None:

@@ -69,6 +69,7 @@ def test_many_comparisons_want_more_than_one_interval_apart() -> None:
     assert record["losses"]["ipo"]["point"]["gold"]["mean"] == pytest.approx(0.669375)
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_table_and_does_nothing_twice(
     small_model: Path,
     tmp_path: Path,

@@ -51,6 +51,7 @@ def demo(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path / "demo"
 
 
+@pytest.mark.slow
 def test_rankings_and_joined_pairs_are_one_objective_and_pairs_read_more(
     demo: Path, tmp_path: Path
 ) -> None:
