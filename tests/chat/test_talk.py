@@ -88,7 +88,7 @@ def test_pieces_are_whole_characters_and_add_up_to_the_text() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_an_answer_is_what_the_sampler_samples(speaker: Speaker, temperature: float) -> None:
-    conversation = talk(speaker, temperature=temperature, max=12)
+    conversation = talk(speaker, temperature=temperature, top_p=1.0, max=12)
     (answer,) = conversation.ask("the red cat")
     ids = speaker.renderer.prompt_ids([{"role": "user", "content": "the red cat"}])
     params = SamplingParams(12, temperature=temperature)

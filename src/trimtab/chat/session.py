@@ -53,9 +53,9 @@ class Turn:
 class Settings:
     """How answers are sampled; raises RecipeError for numbers out of range."""
 
-    temperature: float = 0.7
+    temperature: float = 0.5
     top_k: int = 0
-    top_p: float = 1.0
+    top_p: float = 0.9
     max: int = 256
     seed: int = 0
     system: str = ""

@@ -15,9 +15,9 @@ def chat(
     prompt: str | None = None,
     reward_model: str | None = None,
     reward_funcs: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)] = (),
-    temperature: float = 0.7,
+    temperature: float = 0.5,
     top_k: int = 0,
-    top_p: float = 1.0,
+    top_p: float = 0.9,
     max_completion_length: Annotated[
         int, Parameter(name=["--max-completion-length", "--max"])
     ] = 256,
