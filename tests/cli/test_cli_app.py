@@ -258,6 +258,21 @@ def test_a_wrong_key_is_refused_before_anything_heavy() -> None:
     assert found.stderr == "trimtab: bta: unknown key (command line). Did you mean --beta?\n"
 
 
+@pytest.mark.parametrize(
+    ("model", "rows", "told"),
+    [
+        ("./nowhere/m", "who/rows", "trimtab: model_name_or_path='./nowhere/m': no such folder"),
+        ("who/model", "./nowhere/m.jsonl", "trimtab: ./nowhere/m.jsonl: no such file"),
+    ],
+)
+def test_what_is_not_here_is_refused_before_anything_heavy(
+    model: str, rows: str, told: str
+) -> None:
+    found = process("dpo", "--model", model, "--dataset", rows)
+    assert found.returncode == 2
+    assert found.stderr.startswith(told)
+
+
 def test_the_watch_sees_torch() -> None:
     found = process("--help", code="import sys; sys.modules['torch'] = sys\n" + WATCH)
     assert found.returncode == 1 and "AssertionError: {'torch'}" in found.stderr

@@ -107,6 +107,18 @@ def test_plain_says_something_when_it_was_quiet_for_long() -> None:
         assert len(screen.lines) == 2
 
 
+def test_a_line_against_silence_does_not_repeat_old_metrics() -> None:
+    progress, screen, clock = plain()
+    with progress:
+        progress.log(1, {"loss": 0.5})
+        clock.now += 6.0
+        progress.update(2)
+    assert [line.partition(" · ETA")[0] for line in screen.lines] == [
+        "dpo 1/10 · loss 0.5",
+        "dpo 2/10",
+    ]
+
+
 def test_plain_says_something_within_one_long_step() -> None:
     """No update comes; the line comes from a thread."""
     progress, screen, clock = plain()

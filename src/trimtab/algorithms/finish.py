@@ -101,6 +101,10 @@ def finish(
     for line in (*peak_lines(told), *diagnosis_lines(told)):
         progress.note(line)
     progress.note(report_line(folder.path))
+    if head_of(built.stage.policy.model) is None:
+        start = resolved.recipe.model_name_or_path
+        beside = "" if start is None else f" --vs {shlex.quote(str(start))}"
+        progress.note(f"ask it: trimtab chat {shlex.quote(str(folder.path))}{beside}")
     progress.note(f"done: {folder.path} is the model folder; metrics are in metrics.jsonl there")
     return results
 

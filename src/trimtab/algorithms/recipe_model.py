@@ -52,6 +52,8 @@ class RecipeModel:
         self.progress.stage("loading the model")
         width = self._width()
         chosen = choose_precision(precision or recipe.precision, self.device, width)
+        if precision is not None:
+            chosen = chosen._replace(reason="as this run began")
         self.note(f"precision: {chosen.name} ({chosen.reason}); device: {self.device}")
         if self.source is not None:
             model: Any = self._load(

@@ -296,7 +296,7 @@ class _Hooks:
             return
         rows = self.built.samples.generate(step)
         for prompt, completion in rows[:1]:
-            self.shown.note(f"step {step}: {_short(prompt)} → {_short(completion)}")
+            self.shown.note(f"step {step}: {_end(prompt)} → {_short(completion)}")
 
     def save(self, step: int) -> None:
         assert self.loop is not None
@@ -316,6 +316,12 @@ class _Hooks:
 def _short(text: str, limit: int = 90) -> str:
     line = " ".join(text.split())
     return repr(line if len(line) <= limit else line[: limit - 1] + "…")
+
+
+def _end(text: str, limit: int = 90) -> str:
+    """The end of a prompt, where the question is: a template's system message comes first."""
+    line = " ".join(text.split())
+    return repr(line if len(line) <= limit else "…" + line[1 - limit :])
 
 
 @contextmanager

@@ -110,6 +110,9 @@ def train(verb: str, tokens: Sequence[str]) -> int:
     if resolved.control.offline:  # before anything reads these, which is at import
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
             os.environ[name] = "1"
+    from trimtab.cli.early import refuse_early
+
+    refuse_early(resolved.recipe)
     from trimtab.algorithms.run import run_resolved
 
     return run_resolved(resolved, ["trimtab", verb, *tokens])

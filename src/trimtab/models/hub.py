@@ -89,6 +89,11 @@ def locate(
     Raises RecipeError: no such folder and no such hub model; a folder without a model in it; a hub
     that cannot be reached.
     """
+    return here(name, key=key) or _from_hub(os.fspath(name), revision, key, code)
+
+
+def here(name: str | Path, *, key: str = "model_name_or_path") -> ModelSource | None:
+    """The same without the hub: None for what may be a hub id and is no folder."""
     text = os.fspath(name)
     path = Path(text).expanduser()
     if path.is_dir():
@@ -97,7 +102,7 @@ def locate(
         raise RecipeError(f"{key}={text!r}: this is a file; give the folder that holds the model")
     if not _HUB_ID.fullmatch(text):
         raise RecipeError(f"{key}={text!r}: no such folder; give a model folder or a hub id")
-    return _from_hub(text, revision, key, code)
+    return None
 
 
 def read_json(path: Path) -> dict[str, Any]:

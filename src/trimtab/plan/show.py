@@ -68,7 +68,8 @@ def _time(plan: Plan) -> list[str]:
     steps = plan.batches.steps
     total = "" if found.total is None else f"about {clock(found.total)} for {steps:,} steps: "
     return [
-        f"time: {total}{', '.join(parts)}; evaluations and checkpoints come on top",
+        f"time: {total}{', '.join(parts)}; on top come loading, the self-check, "
+        "evaluations, samples and checkpoints",
         f"      from {found.gflops:.0f} GFLOP/s measured here just now, and useful operations",
     ]
 

@@ -122,7 +122,7 @@ class Progress:
         with self._guard:
             self._step = step
         if self.mode == "plain" and self._clock() - self._spoke >= self._patience():
-            self._line(self._status())
+            self._line(self._status(metrics=False))
 
     def log(self, step: int, record: Mapping[str, Any]) -> None:
         """Show the key metrics of a record; those of an evaluation stay as a line."""
@@ -176,11 +176,12 @@ class Progress:
             return str(self._step) if self._step else ""
         return f"{self._step}/{self._total}"
 
-    def _status(self) -> str:
+    def _status(self, *, metrics: bool = True) -> str:
+        """Where the run is; ``metrics`` of the last record, where they are new."""
         with self._guard:
             training = self._title == self.verb
             parts = [" ".join(filter(None, (self._title, self._count())))]
-            if training:
+            if training and metrics:
                 parts.append(describe(self._record))
             left = self.eta()
             if left is not None:
@@ -208,7 +209,7 @@ class Progress:
         """In a plain log, say something even while one step or stage takes long."""
         while not self._stop.wait(1.0):
             if self._clock() - self._spoke >= self._patience():
-                self._line(self._status())
+                self._line(self._status(metrics=False))
 
     def _line(self, text: str) -> None:
         if self.mode in ("quiet", "json"):
