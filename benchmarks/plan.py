@@ -75,7 +75,7 @@ CASES: dict[str, tuple[str, str, list[str]]] = {
 }  # fmt: skip
 
 QWEN, LLAMA = "Qwen/Qwen2.5-1.5B", "meta-llama/Llama-2-7b-hf"
-_LORA = ["--use-peft", "--lora-r", "16", "--max-steps", "1", "--per-device-train-batch-size", "2"]
+_LORA = ["--use-peft", "--lora-r", "16", "--max-steps", "1", "--per-device-train-batch-size", "1"]
 LARGE: dict[str, tuple[str, str, list[str]]] = {
     "sft-1.5b-lora": (
         "sft", QWEN,
@@ -83,11 +83,12 @@ LARGE: dict[str, tuple[str, str, list[str]]] = {
     ),
     "dpo-1.5b-lora": (
         "dpo", QWEN,
-        [*_LORA, "--max-length", "256", "--token-budget", "512", "--precision", "bf16"],
+        [*_LORA, "--max-length", "256", "--token-budget", "512", "--precision", "fp32"],
     ),
     "sft-7b-lora": (
         "sft", LLAMA,
-        [*_LORA, "--max-length", "64", "--precision", "bf16", "--gradient-checkpointing"],
+        [*_LORA, "--max-length", "64", "--precision", "bf16", "--gradient-checkpointing",
+         "--no-self-check"],
     ),
 }  # fmt: skip
 

@@ -170,6 +170,22 @@ def test_batches_are_those_of_the_run(tmp_path: Path) -> None:
     assert found.micros == len(runs) / 5
 
 
+def test_the_self_checks_longest_row_counts(tmp_path: Path) -> None:
+    rows = [*pairs(6), {**pairs(1)[0], "chosen": "the cat sees the red dog " * 9}]
+    words = ["--model", str(save_tiny_model(tmp_path / "m")), "--precision", "fp32"]
+    words += ["--dataset", str(write_rows(tmp_path / "rows.jsonl", rows)), "--no-shuffle"]
+    words += ["--per-device-train-batch-size", "2", "--max-steps", "1"]
+    words += ["--cache-dir", str(tmp_path / "cache")]
+    checked = batches_of(resolve("dpo", words, env={}))
+    plain = batches_of(resolve("dpo", [*words, "--no-self-check"], env={}))
+    assert len(checked.largest) == 1 and tokens(checked.largest) > tokens(plain.largest)
+    assert len(plain.largest) == 2 and checked.rows == plain.rows
+
+
+def batches_of(resolved: Any) -> Any:
+    return plan(resolved).batches
+
+
 def test_a_recipe_that_does_not_fit_is_told_what_would(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

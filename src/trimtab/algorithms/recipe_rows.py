@@ -18,6 +18,7 @@ from trimtab.data.chat import ChatRenderer
 from trimtab.data.labels import Labels
 from trimtab.data.rows import Kind, TextExample
 from trimtab.data.sources import load_examples
+from trimtab.data.store import TreeStore
 from trimtab.data.tokenise import TokeniseOptions
 from trimtab.data.trees import TokenTree
 from trimtab.errors import DataError, RecipeError
@@ -309,9 +310,13 @@ class RecipeRows:
                 f"{origin.source}:{origin.row}: {deepest[0]} tokens are more than the model's "
                 f"{limit} positions; set {remedy}"
             )
-        main = rows[0].stores
-        best = max(main, key=lambda store: int(store.token_counts.max()))
-        return best[int(best.token_counts.argmax())]
+        return longest_of(rows[0].stores)
+
+
+def longest_of(stores: Sequence[TreeStore]) -> TokenTree:
+    """The tree with most tokens."""
+    best = max(stores, key=lambda store: int(store.token_counts.max()))
+    return best[int(best.token_counts.argmax())]
 
 
 def _require_scores(tree: TokenTree, place: str, name: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.algorithms.recipe_rows import RecipeRows
+from trimtab.algorithms.recipe_rows import RecipeRows, longest_of
 from trimtab.algorithms.stream import TreeStream
 from trimtab.config.on_policy_recipe import OnPolicyRecipe
 from trimtab.config.recipes import LossKeys, PretrainRecipe
@@ -33,9 +33,10 @@ class Batches:
 
     rows      all trees that were looked at, step by step; on policy: prompts with whole responses
     micros    micro-batches of a step, on average
-    largest   the micro-batch with most tokens
+    largest   the micro-batch with most tokens, or the longest row where a self-check trains on it
     reading   the trees of the largest batch that is read without gradients, at twice the budget
     source    for people: what this is known from
+    longest   the row with most tokens, where the run begins with a pass over it
     """
 
     steps: int | None
@@ -44,6 +45,7 @@ class Batches:
     largest: list[Tree]
     reading: list[Tree]
     source: str
+    longest: Tree | None = None
 
 
 def batches_of(resolved: Resolved, shape: Shape | None, spec: LossSpec | None) -> Batches:
@@ -91,7 +93,8 @@ def _of_rows(resolved: Resolved, source: Any, spec: LossSpec | None) -> Batches:
     looked = [[_tree(stream.tree(row), recipe) for row in stream.rows(s)] for s in wanted]
     every = "all" if len(looked) == seen else f"{len(looked)} of {seen}"
     note = f"{len(stream):,} trees of its rows; {every} batches were looked at"
-    return batched(recipe, steps, looked, note)
+    longest = _tree(longest_of(train.stores), recipe) if recipe.self_check else None
+    return batched(recipe, steps, looked, note, longest)
 
 
 def _assumed(resolved: Resolved, shape: Shape | None, why: str) -> Batches:
@@ -140,7 +143,13 @@ def _rollout(prompt: Tree, recipe: Any) -> Tree:
     return Tree(prompt.trunk, (length,) * count, count * length)
 
 
-def batched(recipe: Any, steps: int | None, rows: list[list[Tree]], note: str) -> Batches:
+def batched(
+    recipe: Any,
+    steps: int | None,
+    rows: list[list[Tree]],
+    note: str,
+    longest: Tree | None = None,
+) -> Batches:
     """The rows of steps, cut into micro-batches by the recipe's token budget."""
     if isinstance(recipe, OnPolicyRecipe):
         minis = recipe.num_mini_batches  # type: ignore[attr-defined]
@@ -148,14 +157,16 @@ def batched(recipe: Any, steps: int | None, rows: list[list[Tree]], note: str) -
     else:
         parts = rows
     runs = [split(part, recipe.token_budget) for part in parts]
+    alone = [] if longest is None else [[longest]]
     wide = [split(step, 2 * recipe.token_budget) for step in rows]
     return Batches(
         steps=steps,
         rows=rows,
         micros=sum(map(len, runs)) / len(runs),
-        largest=max((run for one in runs for run in one), key=tokens),
+        largest=max((run for one in (*runs, alone) for run in one), key=tokens),
         reading=max((run for one in wide for run in one), key=tokens),
         source=note,
+        longest=longest,
     )
 
 

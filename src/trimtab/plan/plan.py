@@ -132,7 +132,7 @@ def _remedies(
         name = "bf16" if wanted.get("precision") else "fp32"
         dtype = policy.dtype if "precision" not in wanted else dtype_named(name)
         models = _models(changed, config, skeleton_of(changed, config, dtype), spec, [])
-        cut_anew = batched(changed, batches.steps, batches.rows, batches.source)
+        cut_anew = batched(changed, batches.steps, batches.rows, batches.source, batches.longest)
         return memory_of(changed, models, cut_anew).total
 
     found: list[Remedy] = []
