@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import yaml
 
-from trimtab.config.suggest import did_you_mean
+from trimtab.config.suggest import nearest_beside
 from trimtab.errors import RecipeError
 from trimtab.shipped import RECIPES, shipped
 
@@ -52,8 +52,8 @@ def _nearest(path: Path) -> str:
     folder = shipped(path.parent.as_posix()) if path.parts[:1] == (RECIPES,) else None
     if folder is not None:
         beside |= {one.name for one in folder.glob("*.yaml")}
-    prefix = "" if path.parent == Path() else f"{path.parent}/"
-    return did_you_mean(path.name, beside, prefix)
+    found = nearest_beside(path, beside)
+    return f". Did you mean {found}?" if found else ""
 
 
 def parse(text: str, name: str) -> YamlText:
