@@ -47,6 +47,18 @@ def find_recipe_file(name: str) -> Path:
     raise RecipeError(f"{name}: no such recipe (trimtab recipes ls){did_you_mean(short, known)}")
 
 
+def recipe_that_makes(folder: str) -> str | None:
+    """The shipped recipe (``recipes/tiny/sft.yaml``) that writes to a folder, by its own words."""
+    top = shipped(RECIPES)
+    if top is None:
+        return None
+    for path in sorted(top.rglob("*.yaml")):
+        made = (as_mapping(read_file(path).value) or {}).get("output_dir")
+        if made is not None and Path(made) == Path(folder):
+            return f"{RECIPES}/{path.relative_to(top).as_posix()}"
+    return None
+
+
 def verb_of_file(path: Path) -> str | None:
     """The verb that a recipe's ``verb:`` line names; None where there is no such line.
 
