@@ -177,3 +177,9 @@ def test_what_it_does_not_import(words: list[str], idle: list[str]) -> None:
 
 def test_the_page_of_diagnoses_is_up_to_date() -> None:
     assert script("diagnoses_page").page() == page("diagnoses.md")
+
+
+def test_what_a_tool_is_said_to_do_is_whole() -> None:
+    """It is the tool's line in ``trimtab --help``: the first paragraph of its docstring."""
+    for name, told in SOURCES["tool"]().items():
+        assert told.what.endswith((".", "!")), name
