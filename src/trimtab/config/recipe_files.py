@@ -25,6 +25,11 @@ class RecipeFile(NamedTuple):
     about: str
     path: Path
 
+    @property
+    def in_short(self) -> str:
+        """The first sentence of it."""
+        return re.split(r"(?<=\.)\s", self.about, maxsplit=1)[0]
+
 
 def recipe_files() -> list[RecipeFile]:
     """All that are shipped, by name (``tiny/dpo``)."""
