@@ -31,3 +31,15 @@ def or_shipped(path: Path) -> Path:
     if path.is_absolute() or path.parts[:1] != (RECIPES,) or path.exists():
         return path
     return shipped(path.as_posix()) or path
+
+
+def recipe_named(path: Path) -> Path:
+    """``recipes/tiny/dpo.yaml`` of ``tiny/dpo``, as ``trimtab recipes ls`` has it; else ``path``.
+
+    Only where there is no such file or folder of the user's and such a recipe is shipped.
+    """
+    if path.is_absolute() or path.exists():
+        return path
+    beside = path if path.parts[:1] == (RECIPES,) else RECIPES / path
+    named = beside.with_name(f"{beside.name}.yaml")
+    return path if shipped(named.as_posix()) is None else named

@@ -150,7 +150,9 @@ def test_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("tokens", "expected"),
     [
-        (["dop"], f"dop: unknown verb; verbs are {', '.join(TRAINING)}, "),
+        (["dpoo"], "dpoo: unknown verb. Did you mean dpo?"),
+        (["evalute", "m"], "evalute: unknown verb. Did you mean evaluate?"),
+        (["xyz"], f"xyz: unknown verb; to train: {', '.join(TRAINING)}; trimtab --help lists"),
         (["train", "--stage", "dpo"], "train: unknown verb; use trimtab dpo"),
         (["train", "--stage=sft", "x"], "train: unknown verb; use trimtab sft"),
         (["train", "x.yaml"], "train: unknown verb; trimtab has a verb per stage: trimtab pretr"),

@@ -13,10 +13,12 @@ from tests.docs.scripts_of import ROOT, page, script
 
 from trimtab.catalogue.metrics import METRICS, metric_of
 from trimtab.cli import main
+from trimtab.cli.explain.command import FIRST
 from trimtab.cli.explain.sources import SOURCES, explain
 from trimtab.cli.tools import TOOLS
 from trimtab.config import VERBS
 from trimtab.config.loss_schema import loss_schemas
+from trimtab.config.loss_words import PARAMETERS
 from trimtab.config.schema import recipe_keys
 from trimtab.errors import UsageError
 
@@ -123,6 +125,10 @@ def test_metrics_by_pattern_held_out_and_their_intervals() -> None:
     assert metric_of("rewards/choosen") is None and metric_of("watch/a/b/mean") is None
 
 
+def test_every_hyper_parameter_of_a_loss_says_what_it_does() -> None:
+    assert set(PARAMETERS) == {name for s in loss_schemas().values() for name in s.parameters}
+
+
 def test_unknown_names() -> None:
     with pytest.raises(UsageError, match=r"Did you mean rewards/margins\?"):
         explain("rewrds/margns")
@@ -137,6 +143,10 @@ def test_as_a_user_types_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean displacement?" in capsys.readouterr().err
     assert main(["explain"]) == 0
     listed = capsys.readouterr().out
+    assert listed.startswith("trimtab explain NAME says what a name in a log")
+    assert len(FIRST) == 5 and all(explain(name) and name in listed[:300] for name in FIRST)
+    assert main(["explain", "beta"]) == 0
+    assert "beta  (key)\n  Strength of the KL pull to the reference" in capsys.readouterr().out
     assert all(word in listed for word in ("Diagnoses", "rewards/margins", "simpo", "loss.beta"))
     assert main(["explain", "data", "check"]) == 0
     assert capsys.readouterr().out.startswith("data check  (tool)")
@@ -177,3 +187,9 @@ def test_what_it_does_not_import(words: list[str], idle: list[str]) -> None:
 
 def test_the_page_of_diagnoses_is_up_to_date() -> None:
     assert script("diagnoses_page").page() == page("diagnoses.md")
+
+
+def test_what_a_tool_is_said_to_do_is_whole() -> None:
+    """It is the tool's line in ``trimtab --help``: the first paragraph of its docstring."""
+    for name, told in SOURCES["tool"]().items():
+        assert told.what.endswith((".", "!")), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ def test_ls_show_and_cp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ["tiny/pretrain", "pretrain"],
         ["tiny/sft", "sft"],
     ]
+    for name, verb, sentence in (line.split("\t") for line in lines):
+        assert re.fullmatch(r"[A-Z].{20,200}[^.]\.", sentence) and ". " not in sentence, (
+            name,
+            verb,
+        )
     assert main(["recipes", "ls", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == len(lines) and all(row["about"] for row in rows)

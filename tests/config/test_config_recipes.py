@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from trimtab.comparison.recipe import read_recipe
 from trimtab.config.recipe_files import recipe_files, verb_of_file
 from trimtab.config.resolve import resolve
 from trimtab.errors import RecipeError
@@ -50,6 +51,32 @@ def test_a_shipped_recipe_is_found_from_anywhere(
         match=r"dop\.yaml: no such recipe file\. Did you mean recipes/tiny/dpo\.yaml\?$",
     ):
         resolve("dpo", ["recipes/tiny/dop.yaml"], env={})
+
+
+def test_a_shipped_recipe_by_its_name_in_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny/dpo", "recipes/tiny/dpo"):
+        resolved = resolve("dpo", [name], env={})
+        assert resolved.notes[0] == "recipes/tiny/dpo.yaml: the recipe that comes with trimtab"
+        assert resolved.provenance["learning_rate"].startswith("recipes/tiny/")
+    assert (
+        resolve("dpo", ["large/qwen2.5-1.5b-dpo-lora"], env={})
+        .notes[0]
+        .startswith("recipes/large/")
+    )
+    assert read_recipe(["compare/tiny"]).recipe.title == "tiny"
+    assert read_recipe(["compare/tiny"]).where("budget") == "recipes/compare/tiny.yaml:18"
+    with pytest.raises(
+        RecipeError, match=r"^tiny/dop: no such recipe file\. Did you mean tiny/dpo\?"
+    ):
+        resolve("dpo", ["tiny/dop"], env={})
+    with pytest.raises(RecipeError, match=r"recipe is for trimtab dpo \(recipes/tiny/dpo\.yaml:6"):
+        resolve("sft", ["tiny/dpo"], env={})
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "dpo").write_text("model: m\ndataset: d\nmax_train_rows: 7\n")
+    assert resolve("dpo", ["tiny/dpo"], env={}).recipe.max_train_rows == 7
 
 
 def test_the_verb_of_a_file(tmp_path: Path) -> None:

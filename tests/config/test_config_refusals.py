@@ -56,11 +56,9 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         (("--shuffle=maybe",), "shuffle: 'maybe' is not true or false (command line)"),
         (("--device", "gpu"), "device: 'gpu' is not one of auto, cpu, cuda, cuda:N, mps"),
         (("nothing.yaml",), "nothing.yaml: no such recipe file"),
-        (
-            ("pairs.jsonl",),
-            "pairs.jsonl: is not a recipe (.yaml); for rows to train on use --dataset-name "
-            "pairs.jsonl",
-        ),
+        (("pairs.jsonl",), "pairs.jsonl: is a data file: write --dataset-name pairs.jsonl"),
+        (("recipe.yaml", "a/b.csv.gz"), "a/b.csv.gz: is a data file: write --dataset-name a/b.csv"),
+        (("recipe.yaml", "b.yaml"), "b.yaml: one recipe file at most, and recipe.yaml is given"),
         (("--stage", "dpo"), "stage: use trimtab dpo (command line)"),
         (
             ("--report-to", "wandbb"),
@@ -144,6 +142,14 @@ def test_one_line_each_with_its_line(recipe: Any, text: str, expected: str) -> N
 def test_several_mistakes_are_named_together(recipe: Any) -> None:
     found = refused("sft", recipe("seed: x\nlearning_rate: y\n"))
     assert "x.yaml" in found and found.endswith(("; and seed", "; and learning_rate"))
+
+
+@pytest.mark.parametrize("settings", ["config.json", "adapter_config.json"])
+def test_a_model_folder_is_no_recipe(recipe: Any, tmp_path: Path, settings: str) -> None:
+    (tmp_path / "m").mkdir()
+    assert refused("sft", "m") == "m: is a folder, not a recipe file"
+    (tmp_path / "m" / settings).write_text("{}")
+    assert refused("sft", "m") == "m: is a model folder: write --model-name-or-path m"
 
 
 def test_what_is_missing() -> None:

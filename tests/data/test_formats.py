@@ -19,6 +19,8 @@ from trimtab.errors import DataError
 
 CHAT = [user("hi"), bot("hello")]
 
+FOREIGN = {"question": "q", "good": "a", "bad": "b"}
+
 RANKED = {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [2, 1, 2]}
 
 
@@ -284,7 +286,7 @@ def test_chosen_answers_as_completions(one):
             {"question": "q", "good": "a", "bad": "b"},
             {"accept": {"preference", "ranked"}},
             "(preference: chosen, rejected; ranked: prompt, responses, ranks or scores); "
-            "write --columns chosen=good,rejected=bad",
+            "write --columns prompt=question,chosen=good,rejected=bad",
         ),
         ({"question": "q", "x": 1}, {"accept": {"prompt"}}, "; write --columns prompt=question"),
         ({"promt": "q"}, {"accept": {"prompt"}}, "; write --columns prompt=promt"),
@@ -329,6 +331,39 @@ def test_columns_that_do_not_fit_are_refused_with_the_remedy(load, jsonl, row, k
     assert str(error.value).startswith(f"{path}:1: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "accept", "given", "advised"),
+    [
+        (FOREIGN, ["preference", "ranked"], {}, "prompt=question,chosen=good,rejected=bad"),
+        (FOREIGN, ["preference"], {"chosen": "good"}, "prompt=question,chosen=good,rejected=bad"),
+        ({"good": "a b", "bad": "a c"}, ["preference"], {}, "chosen=good,rejected=bad"),
+        ({"question": "q", "answer": "a"}, ["text", "chat", "completion"], {},
+         "prompt=question,completion=answer"),
+        ({"question": "q", "answer": "a", "liked": True}, ["unpaired", "completion"], {},
+         "prompt=question,completion=answer,label=liked"),
+        ({"question": "q", "answer": "a", "liked": 3}, ["unpaired", "completion"], {},
+         "prompt=question,completion=answer"),
+        ({"question": "q", "answers": ["a", "b"], "ranking": [1, 2]}, ["ranked"], {},
+         "prompt=question,responses=answers,ranks=ranking"),
+        ({"question": "q", "answers": ["a", "b"], "reward": [1, 2]}, ["preference", "ranked"], {},
+         "prompt=question,responses=answers,scores=reward"),
+    ],
+)  # fmt: skip
+def test_the_columns_that_are_advised_are_whole_and_work(load, jsonl, row, accept, given, advised):
+    path = jsonl([row] * 3)
+    with pytest.raises(DataError) as error:
+        load(path, accept=accept, columns=given)
+    assert str(error.value).endswith(f"; write --columns {advised}")
+    columns = dict(pair.split("=") for pair in advised.split(","))
+    assert load(path, accept=accept, columns=columns).report.sources[0].used == 3
+
+
+def test_no_columns_are_advised_that_no_row_can_be_read_with(load, jsonl):
+    """Pairs whose prompt is nowhere: neither a column, nor in both texts."""
+    with pytest.raises(DataError, match=r"yours: --columns prompt=YOUR_COLUMN,chosen=good,rejec"):
+        load(jsonl([{"good": "a", "bad": "b", "id": 1}]), accept=["preference"])
 
 
 def test_a_kind_that_is_named_wins(one):

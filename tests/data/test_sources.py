@@ -137,11 +137,14 @@ def test_an_empty_file_is_refused(load, tmp_path, name):
 
 
 def test_missing_files_name_what_is_there(load, jsonl, tmp_path):
-    jsonl(texts(1), "preferences.jsonl")
+    there = jsonl(texts(1), "preferences.jsonl")
+    jsonl(texts(1), "role.jsonl")
     cases = {
-        "preference.jsonl": "no such file or folder; did you mean preferences.jsonl?",
-        "preferences.json": "no such file or folder; did you mean preferences.jsonl?",
-        "other.csv": "no such file or folder; there is preferences.jsonl",
+        "preference.jsonl": f"no such file or folder; did you mean {there}?",
+        "preferences.json": f"no such file or folder; did you mean {there}?",
+        "pref": f"no such file or folder; did you mean {there}?",
+        "other.csv": "no such file or folder; there is preferences.jsonl, role.jsonl",
+        "nothere.jsonl": "no such file or folder; there is preferences.jsonl, role.jsonl",
         "nowhere/a.jsonl": f"no such file: there is no folder {tmp_path / 'nowhere'}",
     }
     for name, message in cases.items():

@@ -282,6 +282,10 @@ WRONG = {
         ["lm", "--dataset", "pairs.jsonl", "--baseline", "./nowhere"],
         "baseline='./nowhere': no such folder",
     ),
+    "none as in chat": (
+        ["lm", "--dataset", "pairs.jsonl", "--vs", "./nowhere"],
+        "baseline='./nowhere': no such folder",
+    ),
     "classifier": (
         ["classifier", "--dataset", "pairs.jsonl"],
         "model='classifier': a classifier of 2 labels; give a reward model",

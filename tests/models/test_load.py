@@ -74,16 +74,35 @@ def test_local_folder_wins_over_hub_id(folder: Path, monkeypatch: pytest.MonkeyP
     assert load_model("org/name").name_or_path == "org/name"
 
 
-def test_missing_folder_and_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    message = refused(load_model, "runs/sft")
+def test_missing_folder_and_no_hub() -> None:
+    message = refused(load_model, "someone/sft")
     assert message.startswith(
-        "model_name_or_path='runs/sft': no such folder, and the hub could not"
+        "model_name_or_path='someone/sft': no such folder, and the hub could not"
     )
     assert "the network was touched" in message and "give a local model folder" in message
     assert refused(load_model, "./runs/sft") == (
         "model_name_or_path='./runs/sft': no such folder; give a model folder or a hub id"
     )
     assert refused(load_tokenizer, "a/b/c").startswith("tokenizer_name_or_path='a/b/c': no such")
+
+
+def test_a_path_is_never_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "smollm2-135m-instruct").mkdir(parents=True)
+    meant = "did you mean models/smollm2-135m-instruct?"
+    for name, remedy in {
+        "models/smollm2": meant,
+        "./models/smollm2-135m-instuct": meant,
+        "models/other": "give a model folder or a hub id",
+        "runs/sft": "give a model folder or a hub id",
+        f"{tmp_path}/models/gpt": "give a model folder or a hub id",
+        "~/nothing/there": "give a model folder or a hub id",
+        "runs/tiny/sft": "recipes/tiny/sft.yaml makes it: run that first",
+    }.items():
+        expected = f"model_name_or_path={name!r}: no such folder; {remedy}"
+        assert refused(load_model, name) == expected
+    message = refused(load_model, "model")  # may be a hub id: asked, and a folder here is near
+    assert "the network was touched" in message and message.endswith("; did you mean models?")
 
 
 def test_hub_refusals_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

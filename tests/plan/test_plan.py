@@ -130,6 +130,8 @@ def test_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     with pytest.raises(RecipeError, match=r"m='who/knows': no such folder, not among the shapes"):
         find_shape("who/knows", key="m")
+    with pytest.raises(RecipeError, match=r"^m='runs/x': no such folder; give a model folder or"):
+        find_shape("runs/x", key="m")
     for name in known_shapes():
         assert find_shape(name, key="m").config.vocab_size > 30_000
 
@@ -242,7 +244,10 @@ def test_a_plan_for_people(
     assert "for 1 steps: " in text and "for reference log-probs, once (cached)" in text
 
 
-def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "x.yaml"
     file.write_text("model: m\ndataset: d\n")
     for words, message in (
@@ -250,6 +255,11 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["dop", str(file)], "give a verb or a recipe first, e.g. trimtab plan recipe.yaml. Did"),
         (["nothing.yaml"], "nothing.yaml: no such recipe file"),
         (["dpo", str(file), "--bta", "1"], "bta: unknown key"),
+        (
+            ["recipes/tiny/dpo.yaml"],
+            "model_name_or_path='runs/tiny/sft': no such folder; recipes/"
+            "tiny/sft.yaml makes it: run that first (recipes/tiny/dpo.yaml:7)",
+        ),
     ):
         assert main(["plan", *words]) == 2
         assert message in capsys.readouterr().err

@@ -28,6 +28,7 @@ from trimtab.config.resolved import Resolved
 from trimtab.config.reward_recipe import RewardRecipe
 from trimtab.data.store_cache import default_cache_dir
 from trimtab.data.trees import TokenTree
+from trimtab.errors import RecipeError
 from trimtab.losses.contract import LossSpec
 from trimtab.models import load
 from trimtab.models.fingerprint import fingerprint
@@ -149,7 +150,10 @@ class _Builder:
         recipe = self.recipe
         if recipe.model_name_or_path is None:
             return None
-        source = load.locate(recipe.model_name_or_path, revision=recipe.model_revision)
+        try:
+            source = load.locate(recipe.model_name_or_path, revision=recipe.model_revision)
+        except RecipeError as error:
+            raise self.resolved.placed(error, "model_name_or_path") from None
         self.note(source.notice)
         return source
 

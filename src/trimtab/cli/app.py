@@ -112,7 +112,7 @@ def train(verb: str, tokens: Sequence[str]) -> int:
             os.environ[name] = "1"
     from trimtab.cli.early import refuse_early
 
-    refuse_early(resolved.recipe)
+    refuse_early(resolved)
     from trimtab.algorithms.run import run_resolved
 
     return run_resolved(resolved, ["trimtab", verb, *tokens])
@@ -126,7 +126,7 @@ def _refuse_unknown_verb(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0].startswith("-") or arguments[0] in verbs:
         return
     from trimtab.config.hints import FOREIGN_VERBS, STAGES
-    from trimtab.config.suggest import did_you_mean
+    from trimtab.config.suggest import nearest
 
     verb, *rest = arguments
     words = [word for token in rest for word in token.split("=")]
@@ -136,6 +136,9 @@ def _refuse_unknown_verb(arguments: Sequence[str]) -> None:
         raise UsageError(f"{verb}: unknown verb; {hint}")
     if verb.endswith((".yaml", ".yml")):
         raise UsageError(f"{verb}: a verb comes first, e.g. trimtab dpo {verb}")
+    near = nearest(verb, verbs)
+    if near is not None:
+        raise UsageError(f"{verb}: unknown verb. Did you mean {near}?")
     raise UsageError(
-        f"{verb}: unknown verb; verbs are {', '.join(verbs)}{did_you_mean(verb, verbs)}"
+        f"{verb}: unknown verb; to train: {', '.join(TRAINING)}; trimtab --help lists all"
     )

@@ -16,7 +16,7 @@ def evaluate(
     /,
     *,
     dataset_name: Annotated[str | None, Parameter(name=["--dataset-name", "--dataset"])] = None,
-    baseline: str | None = None,
+    baseline: Annotated[str | None, Parameter(name=["--baseline", "--vs"])] = None,
     columns: _Words = (),
     kind: Kind | None = None,
     dataset_split: str = "test",
@@ -47,10 +47,11 @@ def evaluate(
     restart: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> int:
-    """Write a report card: of a reward model on comparisons, of a language model on those, on text
+    """Write a report card: a model on held-out comparisons or text, or by its answers to prompts.
 
-    or by its answers to prompts. Answers are what is evaluated where the rows are prompts, or where
-    a reward, a judge or an option of sampling is given.
+    A reward model is evaluated on comparisons; a language model on those, on text or by answers.
+    Answers are what is evaluated where the rows are prompts, or where a reward, a judge or an
+    option of sampling is given.
 
     Parameters
     ----------

@@ -44,7 +44,7 @@ def _verb(tokens: list[str]) -> tuple[str, list[str]]:
     from trimtab.config.resolved import RESOLVED_NAME
     from trimtab.config.suggest import did_you_mean
     from trimtab.config.verbs import VERBS
-    from trimtab.shipped import or_shipped
+    from trimtab.shipped import or_shipped, recipe_named
 
     first = tokens[0]
     if first in VERBS:
@@ -52,7 +52,7 @@ def _verb(tokens: list[str]) -> tuple[str, list[str]]:
     path = Path(first)
     if (path / RESOLVED_NAME).is_file():
         path = path / RESOLVED_NAME
-    path = or_shipped(path)
+    path = or_shipped(recipe_named(path))
     if not first.endswith((".yaml", ".yml")) and not path.is_file():
         raise UsageError(
             f"plan: {first}: give a verb or a recipe first, e.g. trimtab plan recipe.yaml"

@@ -15,6 +15,8 @@ from rich.text import Text
 def ls(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> int:
     """List the recipes: name, verb, what each does, on which hardware, how long, what came out.
 
+    In a pipe a line each, apart by tabs, with the first sentence of that.
+
     Parameters
     ----------
     as_json
@@ -33,9 +35,9 @@ def ls(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = Fals
         out = Console(highlight=False)
         out.print(table)
         out.print("\ntrimtab recipes show NAME prints one, trimtab recipes cp NAME FILE copies it.")
-    else:  # a line each, for grep
+    else:  # a line each, for grep and cut
         for one in found:
-            print(f"{one.name}\t{one.verb}\t{one.about}")
+            print(f"{one.name}\t{one.verb}\t{one.in_short}")
     return 0
 
 

@@ -20,7 +20,7 @@ from trimtab.config.messages import one_line
 from trimtab.config.values import as_mapping
 from trimtab.config.yaml_text import parse, read_file
 from trimtab.errors import RecipeError
-from trimtab.shipped import or_shipped
+from trimtab.shipped import or_shipped, recipe_named
 
 VERB = "compare"
 CONTROLS = {
@@ -67,6 +67,7 @@ def read_recipe(tokens: Sequence[str]) -> Read:
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
     if file is not None:
+        file = str(recipe_named(Path(file)))
         text = read_file(or_shipped(Path(file)))
         values = as_mapping(text.value) or {}
         if not values:

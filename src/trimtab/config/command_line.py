@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from trimtab.config.hints import CONTROLS, STAGES
 from trimtab.config.merge import COMMAND_LINE, key_path, read_text
+from trimtab.config.resolved import RESOLVED_NAME
 from trimtab.config.schema import Key, recipe_keys
 from trimtab.config.verbs import VERBS, Verb
 from trimtab.errors import RecipeError
 
+_DATA = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|txt)(\.gz)?$", re.IGNORECASE)
 _BOOLEANS = {"true", "false", "yes", "no", "on", "off"}
 
 
@@ -66,15 +69,15 @@ class _Line:
             self.take_key(raw, name, value)
 
     def take_file(self, word: str) -> None:
-        """A recipe file; anything else is most likely a data file in the wrong place."""
-        if self.file is not None:
-            raise RecipeError(f"{word}: one recipe file at most, and {self.file} is given already")
+        """A recipe file; anything else is most likely data or a model in the wrong place."""
         if word in VERBS:
             raise RecipeError(f"{word}: trimtab {self.verb.name} is the verb; give one of the two")
-        if re.search(r"\.(jsonl|csv|parquet|txt)$", word):
-            raise RecipeError(
-                f"{word}: is not a recipe (.yaml); for rows to train on use --dataset-name {word}"
-            )
+        if _DATA.search(word):
+            raise RecipeError(f"{word}: is a data file: write --dataset-name {word}")
+        if _is_model(Path(word).expanduser()):
+            raise RecipeError(f"{word}: is a model folder: write --model-name-or-path {word}")
+        if self.file is not None:
+            raise RecipeError(f"{word}: one recipe file at most, and {self.file} is given already")
         self.file = word
 
     def take_control(self, name: str, raw: str, value: str | None) -> None:
@@ -143,6 +146,13 @@ class _Line:
             wanted = value if value is not None else (self.rest[0] if self.rest else "")
             if wanted in STAGES:
                 raise RecipeError(f"{name}: use trimtab {STAGES[wanted]} ({COMMAND_LINE})")
+
+
+def _is_model(path: Path) -> bool:
+    """A folder of weights; a run that has some stands for its recipe."""
+    weights = ("config.json", "adapter_config.json")
+    held = any((path / name).is_file() for name in weights)
+    return held and not (path / RESOLVED_NAME).is_file()
 
 
 def _is_value(token: str) -> bool:

@@ -25,6 +25,11 @@ class RecipeFile(NamedTuple):
     about: str
     path: Path
 
+    @property
+    def in_short(self) -> str:
+        """The first sentence of it."""
+        return re.split(r"(?<=\.)\s", self.about, maxsplit=1)[0]
+
 
 def recipe_files() -> list[RecipeFile]:
     """All that are shipped, by name (``tiny/dpo``)."""
@@ -45,6 +50,18 @@ def find_recipe_file(name: str) -> Path:
             return files[found]
     known = [file.removesuffix(".yaml") for file in files]
     raise RecipeError(f"{name}: no such recipe (trimtab recipes ls){did_you_mean(short, known)}")
+
+
+def recipe_that_makes(folder: str) -> str | None:
+    """The shipped recipe (``recipes/tiny/sft.yaml``) that writes to a folder, by its own words."""
+    top = shipped(RECIPES)
+    if top is None:
+        return None
+    for path in sorted(top.rglob("*.yaml")):
+        made = (as_mapping(read_file(path).value) or {}).get("output_dir")
+        if made is not None and Path(made) == Path(folder):
+            return f"{RECIPES}/{path.relative_to(top).as_posix()}"
+    return None
 
 
 def verb_of_file(path: Path) -> str | None:

@@ -29,7 +29,7 @@ from trimtab.config.values import Columns, as_mapping
 from trimtab.config.verbs import VERBS, Verb, loss_defaults
 from trimtab.config.yaml_text import read_file
 from trimtab.errors import RecipeError
-from trimtab.shipped import or_shipped
+from trimtab.shipped import or_shipped, recipe_named
 
 __all__ = [
     "Control",
@@ -103,6 +103,7 @@ def _file(name: str | None, verb: Verb) -> Flat:
     path = Path(name)
     if (path / RESOLVED_NAME).is_file():
         path = path / RESOLVED_NAME
+    path = recipe_named(path)
     found = or_shipped(path)
     text = read_file(found)
     notes = [] if found is path else [f"{path}: the recipe that comes with trimtab"]

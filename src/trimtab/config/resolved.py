@@ -69,6 +69,11 @@ class Resolved:
         assert self.recipe.output_dir is not None
         return self.recipe.output_dir
 
+    def placed(self, error: RecipeError, key: str) -> RecipeError:
+        """An error about a key's value, with the line of the recipe file that gave it."""
+        place = self.provenance.get(key, "")
+        return RecipeError(f"{error} ({place})") if re.search(r":\d+$", place) else error
+
 
 def to_yaml(resolved: Resolved) -> str:
     """The whole recipe as YAML, each value with a comment that says where it came from.

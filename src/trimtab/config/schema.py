@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from trimtab.config.data_keys import DataKeys, LengthKeys
 from trimtab.config.keys import AdapterKeys, MixKeys, ModelKeys, OptimiserKeys, RunKeys
 from trimtab.config.loss_schema import LossParameter, loss_schemas
+from trimtab.config.loss_words import PARAMETERS
 from trimtab.config.on_policy_recipe import RolloutKeys
 from trimtab.config.recipes import LossChoice, LossKeys, TrainRecipe
 from trimtab.config.values import Label
@@ -125,7 +126,7 @@ def _loss_keys(title: str) -> Iterator[Key]:
                 owners[0][1].annotation, owners[0][1].annotation
             ),
             None,
-            f"Defaults: {defaults}.",
+            f"{PARAMETERS[name]} Defaults: {defaults}.",
             title,
         )
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import yaml
 
-from trimtab.config.suggest import did_you_mean
+from trimtab.config.suggest import nearest_beside
 from trimtab.errors import RecipeError
 from trimtab.shipped import RECIPES, shipped
 
@@ -49,11 +49,12 @@ def read_file(path: Path) -> YamlText:
 def _nearest(path: Path) -> str:
     """The recipe beside the one that is missing whose name is nearly its own."""
     beside = {one.name for one in path.parent.glob("*.y*ml")}
-    folder = shipped(path.parent.as_posix()) if path.parts[:1] == (RECIPES,) else None
-    if folder is not None:
-        beside |= {one.name for one in folder.glob("*.yaml")}
-    prefix = "" if path.parent == Path() else f"{path.parent}/"
-    return did_you_mean(path.name, beside, prefix)
+    full = path.parts[:1] == (RECIPES,)
+    folder = shipped((path if full else RECIPES / path).parent.as_posix())
+    if folder is not None:  # as recipes ls names them, where the folder is left out
+        beside |= {one.name if full else one.stem for one in folder.glob("*.yaml")}
+    found = nearest_beside(path, beside)
+    return f". Did you mean {found}?" if found else ""
 
 
 def parse(text: str, name: str) -> YamlText:

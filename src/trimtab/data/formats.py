@@ -18,6 +18,7 @@ that lacks a field is a bad row, never a row of another kind. Columns are TRL's 
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,8 +96,15 @@ def detect(
     present = Counter(name for row in rows for name, value in row.items() if value is not None)
     usual = {name for name, count in present.items() if 2 * count > len(rows)}
     notices = [f"converted from {conversion.name}" for conversion in conversions]
+
+    def reads(as_kind: Kind, renames: Mapping[str, str]) -> bool:
+        _, conversions = _converted(sample, renames, kind, textual)
+        trial = Plan(as_kind, renames, conversions, pairs_apart=False, notices=())
+        return 2 * _readable(sample, trial, textual) >= len(sample)
+
+    found = advice.Found(set(present), there, columns, where, reads)
     if kind is not None:
-        named, apart = _named(kind, set(present), accept, there, where)
+        named, apart = _named(kind, accept, found)
         notices += [_APART] if apart else []
         return Plan(named, columns, conversions, apart, tuple(notices))
     # A column of few rows is no reason to call all rows incomplete, unless nothing else fits.
@@ -111,7 +119,7 @@ def detect(
                 read = ", ".join(needed(chosen))
                 notices.append(f"{kinds[0]} rows, read as {chosen} rows: only {read}")
             return Plan(chosen, columns, conversions, apart, tuple(notices))
-    raise advice.not_wanted(_kinds(set(present)), set(present), accept, there, where)
+    raise advice.not_wanted(_kinds(set(present)), accept, found)
 
 
 def _ours(row: Row, columns: Mapping[str, str]) -> Row:
@@ -168,19 +176,25 @@ def _choose(kinds: Sequence[Kind], accept: Collection[str] | None) -> Kind | Non
     return "preference" if "unpaired" in accept and "preference" in kinds else None
 
 
-def _named(
-    kind: str,
-    present: Collection[str],
-    accept: Collection[str] | None,
-    there: Sequence[str],
-    where: str,
-) -> tuple[Kind, bool]:
+def _readable(sample: Sequence[Row], plan: Plan, textual: bool) -> int:
+    """How many rows of the sample become examples with a prompt, where they should have one."""
+    good = 0
+    for number, row in enumerate(sample, start=1):
+        with contextlib.suppress(BadRow):
+            made = plan.examples(row, Origin("", number), textual=textual)
+            # An empty prompt is what is left where two texts have no beginning in common.
+            good += all(getattr(one, "prompt", True) for one in made)
+    return good
+
+
+def _named(kind: str, accept: Collection[str] | None, found: advice.Found) -> tuple[Kind, bool]:
     """The kind that the user named, if the columns and the stage allow it; pairs taken apart."""
+    where = found.where
     if kind not in KINDS:
         raise DataError(f"{where}: kind {kind!r} is none of {', '.join(KINDS)}")
     named: Kind = kind
-    if named not in _kinds(present):
-        raise advice.missing(named, present, there, where)
+    if named not in _kinds(found.present):
+        raise advice.missing(named, found)
     if accept is None or named in accept:
         return named, False
     if named == "preference" and "unpaired" in accept:

@@ -7,7 +7,6 @@ only those of the split that is asked for are read, by the keywords that the hub
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import hashlib
 import re
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from trimtab.config.suggest import nearest_beside
 from trimtab.data import hub
 from trimtab.data.readers import READERS, Record, data_suffix, read_file
 from trimtab.errors import DataError
@@ -236,7 +236,7 @@ def _may_be_hub_id(name: str) -> bool:
 
 
 def _not_here(path: Path) -> str:
-    """``no such file or folder`` with the names that come close."""
+    """``no such file or folder`` with a name that comes close, or some that are there."""
     parent = path.parent
     if not parent.is_dir():
         return f"no such file: there is no folder {parent}"
@@ -244,9 +244,8 @@ def _not_here(path: Path) -> str:
         there = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
     except OSError:
         there = []
-    near = difflib.get_close_matches(path.name, there, n=3, cutoff=0.6)
-    near += [name for name in there if Path(name).stem == path.stem and name not in near]
-    if near:
-        return f"no such file or folder; did you mean {' or '.join(near)}?"
+    near = nearest_beside(path, [n for n in there if data_suffix(Path(n)) or (parent / n).is_dir()])
+    if near is not None:
+        return f"no such file or folder; did you mean {near}?"
     rows = [name for name in there if data_suffix(Path(name))]
     return "no such file or folder" + (f"; there is {_some(rows, 4)}" if rows else "")

@@ -2,7 +2,7 @@
 
 A local folder always wins, and then nothing touches the network. Only a name that is no folder and
 looks like a hub id is asked of the hub, once, for all the files that are needed; from there on it
-is a local folder too.
+is a local folder too. What can only be a path of this machine is never asked of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from trimtab.config.recipe_files import recipe_that_makes
+from trimtab.config.suggest import nearest_beside
 from trimtab.errors import RecipeError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -100,9 +102,39 @@ def here(name: str | Path, *, key: str = "model_name_or_path") -> ModelSource | 
         return _local(text, path, key)
     if path.exists():
         raise RecipeError(f"{key}={text!r}: this is a file; give the folder that holds the model")
-    if not _HUB_ID.fullmatch(text):
-        raise RecipeError(f"{key}={text!r}: no such folder; give a model folder or a hub id")
+    if names_folder(text):
+        raise no_folder(text, key)
     return None
+
+
+def names_folder(name: str) -> bool:
+    """Whether a name can only be a folder of this machine, there or not.
+
+    It is no hub id, or in runs/ or another folder that is here.
+    """
+    first, slash, _ = name.partition("/")
+    inside = bool(slash) and (first == "runs" or Path(first).is_dir())
+    return inside or _HUB_ID.fullmatch(name) is None
+
+
+def no_folder(name: str, key: str) -> RecipeError:
+    """For a folder that is not there: which is meant, or what makes it."""
+    start = f"{key}={name!r}: no such folder"
+    recipe = recipe_that_makes(name)
+    if recipe is not None:
+        return RecipeError(f"{start}; {recipe} makes it: run that first")
+    near = _near(name)
+    if near is not None:
+        return RecipeError(f"{start}; did you mean {near}?")
+    return RecipeError(f"{start}; give a model folder or a hub id")
+
+
+def _near(name: str) -> str | None:
+    path = Path(name).expanduser()
+    try:
+        return nearest_beside(path, [one.name for one in path.parent.iterdir() if one.is_dir()])
+    except OSError:  # no such folder, or none that may be read
+        return None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -174,7 +206,9 @@ def _from_hub(text: str, revision: str | None, key: str, code: bool) -> ModelSou
         problem = "and no valid hub id either; check the spelling"
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = obstacle or type(error).__name__
-        problem = f"the hub could not be reached ({reason}); give a local model folder"
+        near = _near(text)
+        remedy = f"did you mean {near}?" if near is not None else "give a local model folder"
+        problem = f"the hub could not be reached ({reason}); {remedy}"
     else:
         kind = _kind(folder)
         if kind is not None:

@@ -16,6 +16,7 @@ from trimtab.config.on_policy_recipe import OnPolicyRecipe
 from trimtab.config.recipes import LossKeys, PretrainRecipe
 from trimtab.config.resolved import Resolved
 from trimtab.config.reward_recipe import RewardRecipe
+from trimtab.errors import RecipeError
 from trimtab.machine.memory import memory as machine_memory
 from trimtab.models import cut
 from trimtab.models.hub import quiet
@@ -72,7 +73,7 @@ def plan(resolved: Resolved) -> Plan:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     notes: list[str] = []
-    shape = _shape(recipe)
+    shape = _shape(resolved)
     spec = recipe_loss(recipe.loss).spec if issubclass(type(recipe), LossKeys) else None
     config = shape.config if shape is not None else _new_config(recipe)
     device = choose_device(recipe.device)
@@ -152,12 +153,14 @@ def _told(changes: dict[str, Any]) -> str:
     return " ".join(f"{name}={str(value).lower()}" for name, value in changes.items())
 
 
-def _shape(recipe: Any) -> Shape | None:
+def _shape(resolved: Resolved) -> Shape | None:
+    recipe, key = resolved.recipe, "model_name_or_path"
     if recipe.model_name_or_path is None:
         return None
-    return find_shape(
-        recipe.model_name_or_path, revision=recipe.model_revision, key="model_name_or_path"
-    )
+    try:
+        return find_shape(recipe.model_name_or_path, revision=recipe.model_revision, key=key)
+    except RecipeError as error:
+        raise resolved.placed(error, key) from None
 
 
 def _new_config(recipe: PretrainRecipe) -> Any:

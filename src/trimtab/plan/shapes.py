@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from trimtab.errors import RecipeError
 from trimtab.models import load
-from trimtab.models.hub import ModelSource, locate, quiet, read_json
+from trimtab.models.hub import ModelSource, locate, names_folder, no_folder, quiet, read_json
 
 _KNOWN = Path(__file__).with_name("known_shapes.json")
 _VARIANT = re.compile(r"(-Instruct|-hf|-chat-hf|-chat)$", re.IGNORECASE)  # shapes like their base's
@@ -54,6 +54,8 @@ def find_shape(name: str, *, revision: str | None = None, key: str) -> Shape:
         known = known_shapes()[name]
     if known is not None:
         return Shape(name, _config(known), None, False, "a shape that trimtab knows")
+    if names_folder(name):
+        raise no_folder(name, key)
     settings = read_json(_from_hub(name, revision, key))
     return Shape(name, _config(settings), None, _is_scored(settings), "the hub's config.json")
 

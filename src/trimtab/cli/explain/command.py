@@ -61,12 +61,19 @@ def explain(
     return 0
 
 
+_HOW = """trimtab explain NAME says what a name in a log, a recipe or a command means.
+Good first ones: {}.
+All names, by kind (several may be given at once):
+"""
+FIRST = ("rewards/margins", "dpo", "beta", "displacement", "data check")
+
+
 def _list(names: dict[str, list[str]]) -> None:
     out = Console(highlight=False)
+    out.print(_HOW.format(", ".join(FIRST)))
     for kind, every in names.items():
         out.print(Text(_PLURAL.get(kind, kind), style="bold"))
         out.print(Padding(Text("  ".join(every)), (0, 2)))
-    out.print("\ntrimtab explain NAME says what one of them is.")
 
 
 def _show(one: Entry, out: Console, *, first: bool) -> None:
