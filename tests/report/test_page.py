@@ -23,6 +23,7 @@ from trimtab.errors import UsageError
 from trimtab.report.charts import Point
 from trimtab.report.curves import MOST_POINTS, thinned
 from trimtab.report.page import MOST_BYTES, write_report
+from trimtab.report.run import load_run
 
 EVIL = '<script>alert("x")</script>&<img src=x onerror=alert(1)>'
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -47,6 +48,14 @@ def write_run(folder: Path, verb: str, records: list[dict[str, Any]], **more: An
     for name, content in more.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     return folder
+
+
+def test_time_is_that_of_all_starts(tmp_path: Path) -> None:
+    starts = [{"time": 1e9, "ended": 1e9 + 60.0}, {"time": 2e9}]
+    known = write_run(tmp_path / "a", "dpo", [], record={"starts": starts, "time": 2e9 + 5.0})
+    assert load_run(known).seconds == 65.0
+    killed = write_run(tmp_path / "b", "dpo", [], record={"starts": [{"time": 1e9}, *starts]})
+    assert load_run(killed).seconds is None
 
 
 def dpo_log() -> list[dict[str, Any]]:

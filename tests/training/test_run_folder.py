@@ -139,6 +139,13 @@ def test_the_same_command_goes_on_from_the_newest_checkpoint(tmp_path: Path) -> 
         assert (start.checkpoint.step, start.own) == (20, True)
     starts = json.loads((tmp_path / "x" / "run.json").read_text())["starts"]
     assert [start["decision"] for start in starts] == ["fresh", "continue"]
+    assert "ended" not in starts[0], "it was killed, nobody knows when"
+    with open_run(tmp_path / "x") as run:
+        run.mark("interrupted")
+        stopped = json.loads((tmp_path / "x" / "run.json").read_text())["time"]
+    with open_run(tmp_path / "x"):
+        starts = json.loads((tmp_path / "x" / "run.json").read_text())["starts"]
+    assert starts[2]["ended"] == stopped > starts[2]["time"]
 
 
 def test_a_damaged_newest_is_passed_over_and_said_so(tmp_path: Path) -> None:

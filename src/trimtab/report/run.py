@@ -69,12 +69,17 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """From its start to its end, where it was started once."""
-        begun = [read.value(one, "time") for one in self.starts]
-        ended = read.value(self.record, "time")
-        if len(begun) != 1 or begun[0] is None or ended is None or not self.finished:
+        """From every start to its end; None where an end is not known, as after a kill."""
+        if not self.finished or not self.starts:
             return None
-        return max(0.0, ended - begun[0])
+        begun = [read.value(one, "time") for one in self.starts]
+        ended = [read.value(one, "ended") for one in self.starts[:-1]]
+        total = 0.0
+        for start, end in zip(begun, [*ended, read.value(self.record, "time")], strict=True):
+            if start is None or end is None:
+                return None
+            total += max(0.0, end - start)
+        return total
 
     @property
     def last_step(self) -> int:

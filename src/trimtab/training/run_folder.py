@@ -184,6 +184,8 @@ class RunFolder:
             "starts": [],
         }
         now = {"recipe": resolved_yaml, "environment": environment}
+        if self._record.get("starts") and self._record.get("state") in ("interrupted", "failed"):
+            self._record["starts"][-1]["ended"] = self._record.get("time")  # unless it was killed
         self._record = {**fresh, **self._record, **now}
         self._record["starts"].append(
             {"time": time.time(), "decision": self.decision, "command": line}
