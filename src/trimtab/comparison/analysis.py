@@ -128,20 +128,25 @@ class Analysis:
     # ------------------------------------------------------------------ choices
 
     def _frontier(self, settings: Sequence[Setting]) -> list[Setting]:
-        """By KL, those that have more gold than any with less KL, as the choosing prompts say.
+        """By KL, the corners of the concave line from the start to the best, on the choosing prompts.
 
-        The best one alone where none is better than the model at the start.
+        Between two policies lies every mixture that answers with either by a coin: its gold is the
+        mean of theirs, and its KL at most that (KL is convex), so that what is below a line between
+        two others is no gain. The best one alone where none is better than the model at the start.
         """
 
         def there(one: Setting, name: str) -> float:
             return float(one.cells(name, "choose").mean())
 
-        best = there(self.base, "gold")
-        found: list[Setting] = []
+        corners = [(there(self.base, "kl"), there(self.base, "gold"), self.base)]
         for one in sorted(settings, key=lambda one: there(one, "kl")):
-            if there(one, "gold") > best:
-                best = there(one, "gold")
-                found.append(one)
+            kl, gold = there(one, "kl"), there(one, "gold")
+            if gold <= corners[-1][1]:
+                continue
+            while len(corners) > 1 and _above(corners[-2], (kl, gold), corners[-1]):
+                corners.pop()
+            corners.append((kl, gold, one))
+        found = [one for _, _, one in corners[1:]]
         return found or [max(settings, key=lambda one: there(one, "gold"))]
 
     # ------------------------------------------------------------------ win rates
@@ -258,6 +263,12 @@ class Analysis:
             for one, adjusted in every
             if adjusted < LEVEL and one[2].high < 0 < one[3].low
         ]
+
+
+def _above(a: Sequence[Any], b: Sequence[Any], point: Sequence[Any]) -> bool:
+    """Whether the line from ``a`` to ``b`` (KL, gold, ...) runs above a point between them."""
+    rise = (point[1] - a[1]) * (b[0] - a[0])
+    return rise < (b[1] - a[1]) * (point[0] - a[0])
 
 
 def _within(kl: Floats, gold: Floats, level: float) -> Floats:
