@@ -128,7 +128,7 @@ class Analysis:
     # ------------------------------------------------------------------ choices
 
     def _frontier(self, settings: Sequence[Setting]) -> list[Setting]:
-        """By KL, the corners of the concave line from the start to the best, on the choosing prompts.
+        """By KL, the corners of the concave line from the start to the best while choosing.
 
         Between two policies lies every mixture that answers with either by a coin: its gold is the
         mean of theirs, and its KL at most that (KL is convex), so that what is below a line between
