@@ -18,6 +18,7 @@ QUALITIES = (
 STORIES = [tell(REQUEST, quality, Draw("annotators", i)) for i, quality in enumerate(QUALITIES)]
 GOLD = [gold_reward(REQUEST.text, story).total for story in STORIES]
 DRAWS = 4000
+SLOW = pytest.mark.slow
 
 
 def test_the_stories_have_known_gold():
@@ -46,7 +47,9 @@ def rate(first: int, second: int, noise: float) -> float:
     return chosen.count(a) / DRAWS
 
 
-@pytest.mark.parametrize("noise", [0.05, 0.1, 0.3])
+@pytest.mark.parametrize(
+    "noise", [0.05, pytest.param(0.1, marks=SLOW), pytest.param(0.3, marks=SLOW)]
+)
 def test_preferences_are_bradley_terry(noise: float):
     expected = preference_probability(GOLD[0], GOLD[1], noise)
     error = math.sqrt(expected * (1 - expected) / DRAWS)
