@@ -87,7 +87,7 @@ LARGE: dict[str, tuple[str, str, list[str]]] = {
     ),
     "sft-7b-lora": (
         "sft", LLAMA,
-        [*_LORA, "--max-length", "64", "--max-prompt-length", "32", "--precision", "bf16",
+        [*_LORA, "--max-length", "16", "--max-prompt-length", "8", "--precision", "bf16",
          "--gradient-checkpointing", "--no-self-check"],
     ),
 }  # fmt: skip
