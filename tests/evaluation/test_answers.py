@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests import tiny_runs
 from tests.evaluation.fake_judge import Body, Reply, Server, answers, serving
-from tests.evaluation.test_evaluate import save_reward_model
+from tests.evaluation.test_evaluate import evaluated, save_reward_model
 
 from trimtab.cli import main
 from trimtab.evaluation import evaluate_answers as evaluating
@@ -37,21 +37,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "ours.json").write_text(json.dumps(ours))
     (root / "theirs.json").write_text(json.dumps(theirs[::-1]))
     return root
-
-
-@pytest.fixture
-def here(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for path in inputs.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return tmp_path
-
-
-def evaluated(*tokens: str) -> Row:
-    """The card that a command writes to ``out``."""
-    assert main(["evaluate", *tokens, "--output-dir", "out"]) == 0
-    return json.loads(Path("out/report_card.json").read_text())
 
 
 def rows_of(name: str) -> list[Row]:

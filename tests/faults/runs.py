@@ -212,8 +212,8 @@ class Watch:
         return None
 
     def install(self) -> None:
+        from trimtab.algorithms import completion_table, samples
         from trimtab.algorithms import run as run_module
-        from trimtab.algorithms import samples
         from trimtab.algorithms.policy import Policy
         from trimtab.data import store_cache
         from trimtab.training.checkpoint import CheckpointStore
@@ -228,7 +228,7 @@ class Watch:
         self._wrap(Loop, "_evaluate", "evaluate")
         self._wrap(Loop, "run", "log")
         self._wrap(samples.Samples, "generate", "sample")
-        self._wrap(samples.pq, "write_table")
+        self._wrap(completion_table.pq, "write_table")
         self._wrap(CheckpointStore, "save", "save")
         self._wrap(run_module, "finish", "finish")
 

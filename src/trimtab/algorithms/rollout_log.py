@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from trimtab.algorithms.completion_table import write_table
 from trimtab.algorithms.experience import Experience
 from trimtab.algorithms.judge import DISAGREEMENT, REWARD, WATCH, Asked
-from trimtab.errors import CheckpointError
-from trimtab.training import files
 from trimtab.training.terms import Metric
 
 NGRAM = 4  # tokens; repeated ones are the plainest sign of a reward that is being gamed
@@ -142,17 +138,8 @@ def write_completions(experience: Experience, asked: Sequence[Asked], folder: Pa
             name = "advantage" if column == "advantages" else column
             shown = sums / experience.lengths if column == "advantages" else sums
             table[name] = shown.tolist()
-    content = io.BytesIO()
-    pq.write_table(pa.table(table), content)
     path = folder / "completions" / f"rollout_{experience.number:06d}.parquet"
-    try:
-        files.make_folder(path.parent)
-        files.write_atomic(path, content.getvalue())
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror or error}); see to the disk and run the "
-            "same command again: it goes on from the last checkpoint"
-        ) from error
+    write_table(path, table)
 
 
 def _text(value: Any) -> str:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
+from trimtab.algorithms.completion_table import write_table
 from trimtab.algorithms.experience import response_tree
 from trimtab.algorithms.policy import Policy, frozen
 from trimtab.data.trees import Origin, TokenTree
-from trimtab.errors import CheckpointError
 from trimtab.models.attention import plain_attention
-from trimtab.training import files
 from trimtab.training.seeds import derive
 
 
@@ -62,26 +58,14 @@ class Samples:
         told = [self._continue(prompt) for prompt in self.prompts]
         texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in told]
         rows = [(prompt.text, text) for prompt, text in zip(self.prompts, texts, strict=True)]
-        table = pa.table(
-            {
-                "step": [step] * len(rows),
-                "prompt": [prompt for prompt, _ in rows],
-                "completion": texts,
-                "tokens": [len(ids) for ids in told],
-                **self._judged(told),
-            }
-        )
-        content = io.BytesIO()
-        pq.write_table(table, content)
-        path = self.folder / f"completions_{step:05d}.parquet"
-        try:
-            files.make_folder(self.folder)
-            files.write_atomic(path, content.getvalue())
-        except OSError as error:
-            raise CheckpointError(
-                f"{path}: cannot be written ({error.strerror or error}); see to the disk and run "
-                "the same command again: it goes on from the last checkpoint"
-            ) from error
+        columns = {
+            "step": [step] * len(rows),
+            "prompt": [prompt for prompt, _ in rows],
+            "completion": texts,
+            "tokens": [len(ids) for ids in told],
+            **self._judged(told),
+        }
+        write_table(self.folder / f"completions_{step:05d}.parquet", columns)
         return rows
 
     def _judged(self, told: Sequence[Sequence[int]]) -> Mapping[str, list[float]]:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from trimtab.config.compare_recipe import CompareRecipe
 from trimtab.config.merge import COMMAND_LINE
-from trimtab.config.messages import one_line
+from trimtab.config.messages import one_line, within
 from trimtab.config.values import as_mapping
 from trimtab.config.yaml_text import parse, read_file
 from trimtab.errors import RecipeError
@@ -84,17 +84,10 @@ def read_recipe(tokens: Sequence[str]) -> Read:
         places = {k: v for k, v in places.items() if not k.startswith(f"{path}.")}
         places[path] = COMMAND_LINE
 
-    def where(key: str) -> str | None:
-        while key:
-            if key in places:
-                return places[key]
-            key = key.rpartition(".")[0]
-        return None
-
     try:
         recipe = CompareRecipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(one_line(error, CompareRecipe, where)) from None
+        raise RecipeError(one_line(error, CompareRecipe, within(places))) from None
     if recipe.output_dir is None:
         folder = re.sub(r"[^A-Za-z0-9._]+", "-", recipe.title).strip("-.") or "comparison"
         recipe = recipe.model_copy(update={"output_dir": f"runs/compare-{folder}"})

@@ -38,6 +38,19 @@ _MESSAGES: Mapping[str, str] = {
 }
 
 
+def within(places: Mapping[str, str]) -> Where:
+    """Where a dotted key was given, or else the nearest group that it is in; None for nowhere."""
+
+    def where(key: str) -> str | None:
+        while key:
+            if key in places:
+                return places[key]
+            key = key.rpartition(".")[0]
+        return None
+
+    return where
+
+
 def one_line(error: ValidationError, recipe: type[BaseModel], where: Where) -> str:
     """The first thing that is wrong, and the keys of the others."""
     found: dict[str, str] = {}

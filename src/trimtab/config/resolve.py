@@ -20,7 +20,7 @@ from trimtab.config.hints import CONTROLS
 from trimtab.config.inert import refuse_inert
 from trimtab.config.loss_choice import choose_loss
 from trimtab.config.merge import COMMAND_LINE, Flat, Given, flatten, lay_over, nest, read_text
-from trimtab.config.messages import one_line
+from trimtab.config.messages import one_line, within
 from trimtab.config.recipes import LossKeys, PretrainRecipe, TrainRecipe
 from trimtab.config.resolved import RESOLVED_NAME, Control, Resolved, difference, to_yaml
 from trimtab.config.schema import loss_keys, recipe_keys
@@ -198,17 +198,10 @@ def _validate(verb: Verb, merged: Mapping[str, Given]) -> TrainRecipe:
             places[path] = entry.where
             places.update(entry.places)
 
-    def where(key: str) -> str | None:
-        while key:
-            if key in places:
-                return places[key]
-            key = key.rpartition(".")[0]
-        return None
-
     try:
         return verb.recipe.model_validate(nest(merged))
     except ValidationError as error:
-        raise RecipeError(one_line(error, verb.recipe, where)) from None
+        raise RecipeError(one_line(error, verb.recipe, within(places))) from None
 
 
 def _provenance(recipe: TrainRecipe, merged: Mapping[str, Given]) -> dict[str, str]:
