@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.cli.test_user_errors import PAIRS, here, inputs, refuse  # noqa: F401
+from tests.cli.test_user_errors import PAIRS, inputs, refuse  # noqa: F401 - a fixture
 
 from trimtab.cli import main
 
@@ -41,7 +41,7 @@ def unread(reference: Pair): ...
 
 
 @pytest.fixture(autouse=True)
-def mine(here: Path) -> Path:  # noqa: F811
+def mine(here: Path) -> Path:
     (here / "mine.py").write_text(MINE)
     (here / "broken.py").write_text("def mine(:\n")
     (here / "importing.py").write_text("import nothing_here\ndef mine(policy: Pair): ...\n")
