@@ -13,6 +13,7 @@ stands for models of 1.5 and 7 B weights, drawn at random in bf16 (16 GB of disk
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -50,7 +51,7 @@ CASES: dict[str, tuple[str, str, list[str]]] = {
     "reward-9m": (
         "reward", NINE, [*_ROWS, "--max-steps", "4", "--per-device-train-batch-size", "16"]
     ),
-    "ppo-9m": ("ppo", NINE, [*_PROMPTS, "--max-steps", "4", "--per-device-train-batch-size", "32"]),
+    "ppo-9m": ("ppo", NINE, [*_PROMPTS, "--max-steps", "8", "--per-device-train-batch-size", "32"]),
     "grpo-9m": (
         "grpo", NINE, [*_PROMPTS, "--max-steps", "2", "--per-device-train-batch-size", "8"]
     ),
@@ -208,9 +209,8 @@ def measure(name: str, data: Path) -> dict[str, Any]:
         planned = _run("-m", "trimtab", "plan", *words, "--json")
         taken = _run("-m", "benchmarks.plan", "--child", *words)
         rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-        logged = [row for row in rows if "loss" in row]
-        tokens = [b["num_tokens"] - a["num_tokens"] for a, b in zip(logged, logged[1:])]  # noqa: B905, RUF007
-        seconds = [n / row["time/tokens_per_second"] for n, row in zip(tokens, logged[1:])]  # noqa: B905
+        taken["step"] = _step_seconds(rows, planned["time"]["rollout_steps"])
+    time = planned["time"]
     return {
         "case": name,
         "planned": planned["memory"]["peak"],
@@ -219,19 +219,45 @@ def measure(name: str, data: Path) -> dict[str, Any]:
         "worst": planned["memory"]["worst"],
         "resident": taken["resident"],
         "libraries": taken["libraries"],
-        "planned_step": planned["time"]["step"],
-        "measured_step": sum(seconds) / len(seconds) if seconds else None,
+        "planned_step": time["step"] + time["rollout"] / time["rollout_steps"],
+        "measured_step": taken["step"],
+        "share": time["share"],
         "parts": planned["memory"],
     }
 
 
+def _step_seconds(rows: list[dict[str, Any]], together: int) -> float | None:
+    """Mean seconds of a step, by the run's own log: of all but the first rollout's steps.
+
+    ``together`` steps have a rollout in common, 1 off policy; None where there is no second time.
+    The steps that were timed may have other rows than the average: seconds are per token.
+    """
+    logged = [row for row in rows if "loss" in row]
+    pairs = itertools.pairwise(logged)
+    tokens = [new["num_tokens"] - old["num_tokens"] for old, new in pairs]
+    timed = [
+        (count, count / row["time/tokens_per_second"])
+        for count, row in zip(tokens, logged[1:], strict=True)
+    ][together - 1 :]
+    timed = timed[: len(timed) // together * together]
+    if not timed:
+        return None
+    per_token = sum(seconds for _, seconds in timed) / sum(count for count, _ in timed)
+    return per_token * logged[-1]["num_tokens"] / len(logged)
+
+
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = ["| case | planned | measured | planned / measured |", "|---|---|---|---|"]
+    lines = [
+        "| case | planned | measured | planned / measured | a step, planned | measured | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for one in found:
+        step, taken = one["planned_step"], one["measured_step"]
+        times = f"{step:.2f} s | {taken:.2f} s | {step / taken:.2f}" if taken else "- | - | -"
         lines.append(
             f"| {one['case']} | {one['planned'] / 1e6:,.0f} MB | {one['measured'] / 1e6:,.0f} MB "
-            f"| {one['ratio']:.2f} |"
+            f"| {one['ratio']:.2f} | {times} |"
         )
     return "\n".join(lines)
 

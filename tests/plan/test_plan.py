@@ -169,7 +169,7 @@ def test_batches_are_those_of_the_run(tmp_path: Path) -> None:
     ours = [[tree.tokens for tree in run] for step in found.rows for run in split(step, 60)]
     assert ours == runs
     assert tokens(found.largest) == max(map(sum, runs)) <= 60
-    assert found.micros == len(runs) / 5
+    assert found.per_step == len(runs) / 5
 
 
 def test_the_self_checks_longest_row_counts(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ class Batches:
     """``steps`` None where the number of rows is not known and max_steps not set.
 
     rows      all trees that were looked at, step by step; on policy: prompts with whole responses
-    micros    micro-batches of a step, on average
+    micros    all micro-batches of these
+    per_step  of them in a step, on average
     largest   the micro-batch with most tokens, or the longest row where a self-check trains on it
     reading   the trees of the largest batch that is read without gradients, at twice the budget
     source    for people: what this is known from
@@ -41,7 +42,8 @@ class Batches:
 
     steps: int | None
     rows: list[list[Tree]]
-    micros: float
+    micros: list[list[Tree]]
+    per_step: float
     largest: list[Tree]
     reading: list[Tree]
     source: str
@@ -162,7 +164,8 @@ def batched(
     return Batches(
         steps=steps,
         rows=rows,
-        micros=sum(map(len, runs)) / len(runs),
+        micros=[run for one in runs for run in one],
+        per_step=sum(map(len, runs)) / len(runs),
         largest=max((run for one in (*runs, alone) for run in one), key=tokens),
         reading=max((run for one in wide for run in one), key=tokens),
         source=note,

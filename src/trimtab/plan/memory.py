@@ -111,7 +111,7 @@ def memory_of(recipe: Any, models: Models, batches: Batches) -> Memory:
     # while what it kept for that goes away.
     gradients = parts.pop("gradients")
     needs = moments["training"]
-    if batches.micros > 1:
+    if batches.per_step > 1:
         needs["gradients"] = gradients
     elif gradients > needs["activations"] + needs.get("logits", 0):
         needs |= {"activations": 0, "logits": 0, "gradients": gradients}

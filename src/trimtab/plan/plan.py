@@ -101,7 +101,7 @@ def plan(resolved: Resolved) -> Plan:
         precision=f"{chosen.name} ({chosen.reason})",
         memory=found,
         batches=batches,
-        duration=duration_of(recipe, models, batches, device),
+        duration=duration_of(recipe, models, batches, device, room),
         room=room,
         notes=notes,
         remedies=remedies,

@@ -70,8 +70,16 @@ def _time(plan: Plan) -> list[str]:
     return [
         f"time: {total}{', '.join(parts)}; on top come loading, the self-check, "
         "evaluations, samples and checkpoints",
-        f"      from {found.gflops:.0f} GFLOP/s measured here just now, and useful operations",
+        f"      {_source(plan)}",
     ]
+
+
+def _source(plan: Plan) -> str:
+    found = plan.duration
+    rate = f"{found.gflops:.0f} GFLOP/s measured here just now"
+    if found.share is None:
+        return f"from {rate}, and useful operations"
+    return f"from a trial of its own micro-batches: {found.share:.0%} of {rate}"
 
 
 def amount(size: int) -> str:

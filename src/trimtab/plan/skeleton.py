@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.initialization import no_init_weights
 
 from trimtab.config.classify_recipe import ClassifyRecipe
 from trimtab.config.reward_recipe import RewardRecipe
@@ -16,6 +17,8 @@ from trimtab.models import cut, lora
 from trimtab.models.attention import unwrap
 from trimtab.models.load import disable_dropout
 from trimtab.plan.shapes import with_layers
+
+_TILE = 1_000_003  # numbers: no multiple of a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,25 +53,45 @@ class Skeleton:
 
     def model(self, layers: int | None = None) -> nn.Module:
         """The model on the meta device, with all layers or so many."""
+        with torch.device("meta"):
+            return self._built(layers)
+
+    def drawn(self, layers: int, device: torch.device) -> nn.Module:
+        """A model of so many layers with random weights, on a device."""
+        with torch.device(device), no_init_weights():
+            made = self._built(layers, adapters=False)
+        # A tile of random numbers, over and over: to draw every weight would take seconds.
+        generator = torch.Generator().manual_seed(0)
+        tile = (0.02 * torch.randn(_TILE, generator=generator)).to(device, self.dtype)
+        for parameter in made.parameters():
+            if parameter.ndim == 1:
+                parameter.data.fill_(1.0)
+                continue
+            for part in parameter.data.view(-1).split(_TILE):
+                part.copy_(tile[: part.numel()])
+        return self._adapted(made).train()
+
+    def _built(self, layers: int | None, *, adapters: bool = True) -> nn.Module:
         from transformers import AutoModelForCausalLM
 
         config = self.config if layers is None else with_layers(self.config, layers)
-        with torch.device("meta"):
-            made: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=self.dtype)
-            if self.scores:
-                made.score = nn.Linear(self.width, self.scores, bias=False, dtype=self.dtype)
+        made: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=self.dtype)
+        if self.scores:
+            made.score = nn.Linear(self.width, self.scores, bias=False, dtype=self.dtype)
         disable_dropout(made)  # as for every model that is loaded
+        return self._adapted(made).train() if adapters else made
+
+    def _adapted(self, made: Any) -> Any:
+        """With its adapters, and without gradients where none are wanted."""
         if self.lora is None:
             made.requires_grad_(self.trained)
             head = made.get_output_embeddings()
             if self.scores and head is not None and head.weight is not _words(made):
                 head.requires_grad_(False)  # nothing reads it
-            return made.train()
+            return made
         rank, targets = self.lora
         save = ["score"] if self.scores else []
-        names = list(targets)
-        made = lora.attach(made, r=rank, target_modules=names, modules_to_save=save, seed=0)
-        return made.train()
+        return lora.attach(made, r=rank, target_modules=list(targets), modules_to_save=save, seed=0)
 
     @functools.cached_property
     def counts(self) -> tuple[int, int]:

@@ -75,7 +75,9 @@ def batch_of(trees: list[Tree]) -> TreeBatch:
             branches.append(run(length, count))
             left -= count
         origin = Origin("plan", number + 1)
-        made.append(TokenTree(run(tree.trunk, 0), tuple(branches), (), origin))
+        # What is left is trained in the trunk: a prompt that is learnt, earlier turns.
+        trunk = run(tree.trunk, max(0, min(tree.trunk - 1, left)))
+        made.append(TokenTree(trunk, tuple(branches), (), origin))
     batch = pack(made)
     prepare(batch, "shared")
     return batch
