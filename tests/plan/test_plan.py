@@ -57,7 +57,7 @@ def config_of(name: str) -> Any:
     [
         ("llama", torch.float32, False),
         ("llama", torch.bfloat16, True),
-        ("gemma3_text", torch.float32, False),
+        pytest.param("gemma3_text", torch.float32, False, marks=pytest.mark.slow),
         ("gpt2", torch.float32, False),
     ],
 )

@@ -43,8 +43,9 @@ def skeleton_of(name: str = "llama", layers: int = 12, **more: Any) -> Skeleton:
 
 
 @pytest.mark.usefixtures("counted")
-@pytest.mark.parametrize("adapters", [None, (4, ("all-linear",))])
-@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize(
+    ("adapters", "entropy"), [(None, True), ((4, ("all-linear",)), False)], ids=["full", "lora"]
+)
 def test_few_layers_tell_of_all(
     adapters: Any, entropy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +109,7 @@ def test_what_there_is_time_for() -> None:
     just = trial.PASSES * work / trial.EXPECTED / trial.SECONDS
     assert affordable(1e15) == (picks, (12,))
     assert affordable(1.01 * just) == ([middle], (12,))
-    assert affordable(0.6 * just) == ([middle[::2]], (12,))  # 400 tokens; 200 were too few
+    assert affordable(0.6 * just) == ([middle[::2]], (12,))  # 400 tokens; 200 are too few
     assert affordable(0.45 * just)[1] == (2, 6)
     assert affordable(0.001 * just) == ([], (2, 6))
     assert affordable(1e15, room=10**6)[0] == []

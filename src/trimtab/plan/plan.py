@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,8 +67,11 @@ class Plan:
         return None if self.room is None else self.memory.total <= self.room
 
 
-def plan(resolved: Resolved) -> Plan:
-    """The plan of a recipe. RecipeError where a model's shape cannot be found."""
+def plan(resolved: Resolved, tell: Callable[[str], None] = lambda _: None) -> Plan:
+    """The plan of a recipe; ``tell`` is told what is being done.
+
+    RecipeError where a model's shape cannot be found.
+    """
     quiet()
     recipe: Any = resolved.recipe
     if recipe.threads is not None:
@@ -81,7 +85,9 @@ def plan(resolved: Resolved) -> Plan:
     chosen = choose_precision(recipe.precision, device, min(width, WIDEST))
     policy = skeleton_of(recipe, config, dtype_named(chosen.name))
     models = _models(recipe, config, policy, spec, notes)
+    tell("reading the rows")
     batches = batches_of(resolved, shape, spec)
+    tell("counting memory")
     found = memory_of(recipe, models, batches)
     every, trained = policy.counts
     if device.type != "cpu":
@@ -93,6 +99,8 @@ def plan(resolved: Resolved) -> Plan:
         if sys.platform == "linux" and device.type == "cpu":
             tight = found.tight + LIBRARIES
             remedies.append(Remedy(f"{TIGHT} in the environment (slower)", tight))
+    tell("trying the recipe's work on random weights, up to 40 s")
+    duration = duration_of(recipe, models, batches, device, room)
     return Plan(
         verb=resolved.verb,
         model="a new model" if shape is None else f"{shape.name} ({shape.where})",
@@ -101,7 +109,7 @@ def plan(resolved: Resolved) -> Plan:
         precision=f"{chosen.name} ({chosen.reason})",
         memory=found,
         batches=batches,
-        duration=duration_of(recipe, models, batches, device, room),
+        duration=duration,
         room=room,
         notes=notes,
         remedies=remedies,

@@ -10,7 +10,6 @@ and the head by itself; the rest is arithmetic, since layers cost the same.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -29,11 +28,10 @@ from trimtab.rollout import Sampler, SamplingParams
 from trimtab.training.optim import build_optimizer
 from trimtab.training.precision import MasterWeights
 
-SECONDS = 20.0
+SECONDS = 30.0
 """What the trial of either kind may take, roughly; more only where a single tree takes longer."""
 PICKS = 3  # micro-batches of different sizes
-PASSES = 2  # at least; the first one is not timed
-LONG = 1.0  # seconds: what takes less is timed several times
+PASSES = 3  # the first one is not timed; memory to use again is there after two
 EXPECTED = 0.6  # share of the products' rate, to see beforehand what a trial would take
 ENOUGH = 256  # tokens: fewer have slower products
 FEW, MORE = 2, 6  # layers: of large models; in a small one few layers stay in the caches
@@ -265,19 +263,23 @@ def _timed(
     """Of a part of the model."""
     device = policy.device
     weights = MasterWeights(policy.model)
-    train = read = 0.0
-    for trees in picks:
+
+    def of(trees: list[Tree]) -> tuple[Callable[[], None], Callable[[], None]]:
         batch = batch_of(trees)
         batch.ids.random_(0, skeleton.vocabulary)
         batch = batch.to(device)
 
-        def step(batch: Any = batch) -> None:
+        def step() -> None:
             part(policy, skeleton, batch, work).sum().backward()
 
-        def look(batch: Any = batch) -> None:
+        def look() -> None:
             with frozen(policy.model):
                 part(policy, skeleton, batch, work._replace(entropy=False, correct=False))
 
+        return step, look
+
+    train = read = 0.0
+    for step, look in map(of, picks):
         train += _clocked(step, device)
         read += _clocked(look, device)
     trained = {name: p for name, p in weights.masters.items() if p.grad is not None}
@@ -345,17 +347,15 @@ def _policy(skeleton: Skeleton, layers: int, work: Work, device: torch.device) -
 
 
 def _clocked(call: Callable[[], None], device: torch.device, *, warm: bool = True) -> float:
-    """Seconds of a call, the median of up to three; the first one does not count."""
+    """Seconds of a call, on average; the first one does not count."""
     if warm:
         call()
-    found: list[float] = []
-    while len(found) < 3 and sum(found) < LONG:
-        _wait(device)
-        start = time.perf_counter()
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(PASSES - 1):
         call()
-        _wait(device)
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
+    _wait(device)
+    return (time.perf_counter() - start) / (PASSES - 1)
 
 
 def _wait(device: torch.device) -> None:
