@@ -26,7 +26,7 @@ from trimtab.plan.skeleton import Skeleton
 from trimtab.plan.trace import batch_of
 from trimtab.rollout import Sampler, SamplingParams
 from trimtab.training.optim import build_optimizer
-from trimtab.training.precision import MasterWeights
+from trimtab.training.precision import MasterWeights, wait_for
 
 SECONDS = 30.0
 """What the trial of either kind may take, roughly; more only where a single tree takes longer."""
@@ -46,7 +46,6 @@ class Reached(NamedTuple):
     reading: float
     update: float
     layers: int  # that were run, at the most
-    batches: int
 
 
 class Work(NamedTuple):
@@ -84,7 +83,6 @@ def reached(
         flops.forward(shape, trees) / seconds.reading,
         seconds.update,
         depths[-1],
-        len(picks),
     )
 
 
@@ -354,15 +352,8 @@ def _clocked(call: Callable[[], None], device: torch.device, *, warm: bool = Tru
 
 
 def _once(call: Callable[[], None], device: torch.device) -> float:
-    _wait(device)
+    wait_for(device)
     start = time.perf_counter()
     call()
-    _wait(device)
+    wait_for(device)
     return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

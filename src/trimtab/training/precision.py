@@ -25,6 +25,14 @@ class PrecisionChoice(NamedTuple):
     reason: str
 
 
+def wait_for(device: torch.device) -> None:
+    """Return when all work that was given to a device is done: a clock tells nothing before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def gemm_rate(dtype: torch.dtype, device: torch.device, width: int, *, tokens: int = 512) -> float:
     """Measured rate of a dense layer (``tokens``, width -> 4 width), in GFLOP/s."""
     out = 4 * width
@@ -38,10 +46,7 @@ def gemm_rate(dtype: torch.dtype, device: torch.device, width: int, *, tokens: i
         tried += 1
         start = time.perf_counter()
         y = nn.functional.linear(x, weight)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
+        wait_for(device)
         best = min(best, time.perf_counter() - start)
         del y
     return 2 * tokens * width * out / best / 1e9
