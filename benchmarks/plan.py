@@ -230,9 +230,12 @@ def _step_seconds(rows: list[dict[str, Any]], together: int) -> float | None:
     """Mean seconds of a step, by the run's own log: of all but the first rollout's steps.
 
     ``together`` steps have a rollout in common, 1 off policy; None where there is no second time.
-    The steps that were timed may have other rows than the average: seconds are per token.
+    The steps that were timed may have other rows than the average: seconds are per token. A step
+    that was the only one stands for itself: of a large model it is minutes.
     """
     logged = [row for row in rows if "loss" in row]
+    if len(logged) == together == 1:
+        return logged[0]["num_tokens"] / logged[0]["time/tokens_per_second"]
     pairs = itertools.pairwise(logged)
     tokens = [new["num_tokens"] - old["num_tokens"] for old, new in pairs]
     timed = [

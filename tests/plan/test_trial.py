@@ -34,22 +34,32 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "_clocked", operations)
 
 
-def skeleton_of(name: str = "llama", layers: int = 12, **more: Any) -> Skeleton:
+def skeleton_of(
+    name: str = "llama", layers: int = 12, dtype: torch.dtype = torch.float32, **more: Any
+) -> Skeleton:
     config = config_of(name)
     config.num_hidden_layers = layers
     if hasattr(config, "layer_types"):
         config.layer_types = ["full_attention"] * layers
-    return Skeleton(config, torch.float32, **more)
+    return Skeleton(config, dtype, **more)
 
 
 @pytest.mark.usefixtures("counted")
 @pytest.mark.parametrize(
-    ("adapters", "entropy"), [(None, True), ((4, ("all-linear",)), False)], ids=["full", "lora"]
+    ("adapters", "entropy", "dtype"),
+    [
+        (None, True, torch.float32),
+        ((4, ("all-linear",)), False, torch.float32),
+        # Masters apart from the weights; of the head beside adapters there are none.
+        ((4, ("all-linear",)), False, torch.bfloat16),
+    ],
+    ids=["full", "lora", "lora-bf16"],
 )
 def test_few_layers_tell_of_all(
-    adapters: Any, entropy: bool, monkeypatch: pytest.MonkeyPatch
+    adapters: Any, entropy: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    skeleton, work = skeleton_of(lora=adapters), PLAIN._replace(entropy=entropy)
+    skeleton = skeleton_of(lora=adapters, dtype=dtype)
+    work = PLAIN._replace(entropy=entropy)
     shape = shape_of(skeleton)
     every = {"device": CPU, "rate": 1e15, "room": None}
     whole = reached(skeleton, shape, [TREES], work, **every)

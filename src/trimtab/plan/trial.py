@@ -281,6 +281,8 @@ def _timed(
         train += _clocked(step, device)
         read += _clocked(look, device)
     trained = {name: p for name, p in weights.masters.items() if p.grad is not None}
+    if not trained:  # the head beside adapters
+        return _Seconds(train, read, 0.0)
     optimizer = build_optimizer(trained, name=work.optim, weight_decay=0.0)
 
     def update() -> None:
@@ -289,7 +291,7 @@ def _timed(
         weights.cast_to_working()
 
     count = sum(p.numel() for p in trained.values())
-    return _Seconds(train, read, _clocked(update, device) / count if count else 0.0)
+    return _Seconds(train, read, _clocked(update, device) / count)
 
 
 def _whole(policy: Policy, skeleton: Skeleton, batch: Any, work: Work) -> Tensor:
