@@ -311,3 +311,44 @@ def test_splitting_loses_nothing_and_leaves_something(start, one_end, other_end)
 def test_implicit_plain_pairs_are_loaded_with_their_prompt(one):
     pair = one({"chosen": "The sky is blue.", "rejected": "The sky is black."})
     assert (pair.prompt, pair.chosen, pair.rejected) == ("The sky is", " blue.", " black.")
+
+
+# ---- RewardBench -----------------------------------------------------------------------------
+
+BENCH = {"prompt": "a?", "chosen": "b", "rejected": "c", "subset": "math-prm", "id": 3,
+         "chosen_model": "human", "rejected_model": "m"}  # fmt: skip
+BENCH_2 = {"prompt": "a?", "chosen": ["b"], "rejected": ["c", "d", "e"], "num_correct": 1,
+           "total_completions": 4, "subset": "Focus", "id": "7"}  # fmt: skip
+
+
+def test_rewardbench_is_a_chat(load):
+    loaded = load([BENCH])
+    (example,) = loaded.examples[0]
+    assert example.prompt == [user("a?")]
+    assert (example.chosen, example.rejected) == ([bot("b")], [bot("c")])
+    assert example.extras == {
+        k: BENCH[k] for k in ("subset", "id", "chosen_model", "rejected_model")
+    }
+    assert notice(loaded) == "converted from RewardBench"
+    # Plain text where the kind is named, and where the columns are not the benchmark's.
+    for rows, options in (([BENCH], {"kind": "preference"}), ([{**BENCH, "id": None}], {})):
+        plain = [{k: v for k, v in row.items() if v is not None} for row in rows]
+        assert load(plain, **options).examples[0][0].prompt == "a?"
+
+
+def test_lists_of_right_and_wrong_answers_are_a_ranking(load):
+    ties = {**BENCH_2, "chosen": ["b", "x"], "num_correct": 2, "subset": "Ties", "id": "tied:1"}
+    loaded = load([BENCH_2, ties])
+    first, second = loaded.examples[0]
+    assert first.prompt == [user("a?")]
+    assert first.responses == [[bot(text)] for text in "bcde"] and first.ranks == [1, 2, 2, 2]
+    assert second.responses == [[bot(text)] for text in "bxcde"] and second.ranks == [1, 1, 2, 2, 2]
+    assert second.extras["id"] == "tied:1" and second.extras["num_correct"] == 2
+    assert notice(loaded) == "converted from RewardBench 2 (lists in chosen and rejected)"
+
+
+def test_lists_with_what_is_no_text(load):
+    bad = [{**BENCH_2, "rejected": "c"}, {**BENCH_2, "chosen": [4]}, {**BENCH_2, "prompt": None}]
+    loaded = load([*[BENCH_2] * 6, *bad], max_bad_rows=3)
+    wanted = {"rejected: not a list", "chosen: not text", "prompt: is null"}
+    assert set(loaded.report.bad) == wanted

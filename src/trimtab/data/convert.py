@@ -247,6 +247,61 @@ def _from_repeated(row: Row) -> Row:
     return {name: value for name, value in row.items() if name != "prompt"}
 
 
+# ---- RewardBench: a request as text, beside answers of models that its columns name -----------
+
+_BENCH_COLUMNS = {"subset", "id", "chosen_model", "rejected_model"}
+
+
+def _is_reward_bench(rows: list[Row]) -> bool:
+    def shaped(row: Row) -> bool:
+        texts = [row.get(name) for name in ("prompt", "chosen", "rejected")]
+        return row.keys() >= _BENCH_COLUMNS and all(isinstance(text, str) for text in texts)
+
+    return _mostly(shaped(row) for row in rows)
+
+
+def _from_reward_bench(row: Row) -> Row:
+    """As the benchmark reads it: the request is what a user said, the answers an assistant."""
+    new = dict(row) | {"prompt": _asked(row)}
+    for name in ("chosen", "rejected"):
+        new[name] = _said(fields.plain(fields.required(row, name), name))
+    return new
+
+
+def _asked(row: Row) -> Any:
+    prompt = fields.required(row, "prompt")
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+# ---- RewardBench 2: lists of right and wrong answers to one request ---------------------------
+
+
+def _is_lists(rows: list[Row]) -> bool:
+    return _mostly(
+        all(_are_texts(row.get(name)) for name in ("chosen", "rejected")) for row in rows
+    )
+
+
+def _are_texts(value: Any) -> bool:
+    texts = cast("list[Any]", value) if isinstance(value, list) else []
+    return bool(texts) and all(isinstance(text, str) for text in texts)
+
+
+def _from_lists(row: Row) -> Row:
+    """A ranking: all right answers first, all wrong ones second."""
+    new = {name: value for name, value in row.items() if name not in ("chosen", "rejected")}
+    responses: list[Any] = []
+    ranks: list[int] = []
+    for rank, name in enumerate(("chosen", "rejected"), start=1):
+        texts = fields.required(row, name)
+        if not isinstance(texts, list):
+            raise BadRow(name, "not a list", f"found {fields.found(texts)}")
+        answers = cast("list[Any]", texts)
+        responses += [_said(fields.plain(one, f"{name}[{i}]")) for i, one in enumerate(answers)]
+        ranks += [rank] * len(answers)
+    return new | {"prompt": _asked(row), "responses": responses, "ranks": ranks}
+
+
 FOREIGN: tuple[Foreign, ...] = (
     Foreign("ShareGPT (conversations, from, value)", _is_sharegpt, _from_sharegpt),
     Foreign("Alpaca (instruction, input, output)", _is_alpaca, _from_alpaca),
@@ -258,4 +313,6 @@ FOREIGN: tuple[Foreign, ...] = (
         _is_repeated,
         _from_repeated,
     ),
+    Foreign("RewardBench", _is_reward_bench, _from_reward_bench, skipped_for_kind=True),
+    Foreign("RewardBench 2 (lists in chosen and rejected)", _is_lists, _from_lists),
 )

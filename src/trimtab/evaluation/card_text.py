@@ -73,7 +73,8 @@ def summary(card: Mapping[str, Any]) -> list[str]:
             named = [*bench["sections"], *([] if bench["sections"] else bench["subsets"])]
             rows += [(f"  {g['name']}", *_counted(g)) for g in named]
             if bench["score"] is not None:
-                rows.append(("  RewardBench score", *_counted(bench["score"])))
+                name = "RewardBench 2" if bench["version"] == 2 else "RewardBench"
+                rows.append((f"  {name} score", *_counted(bench["score"])))
     return [*lines, *_aligned(rows)]
 
 
@@ -161,7 +162,12 @@ def _rewardbench(found: Mapping[str, Any] | None) -> list[str]:
         return []
     lines = ["### By subset", "", _TABLE_HEAD]
     if found["score"] is not None:
-        lines.append(_row("RewardBench score: mean of the sections", found["score"]))
+        what = (
+            "RewardBench 2 score: mean of the subsets"
+            if found["version"] == 2
+            else "RewardBench score: mean of the sections"
+        )
+        lines.append(_row(what, found["score"]))
     for one in found["sections"]:
         partly = f" (without {', '.join(one['missing'])})" if one["missing"] else ""
         lines.append(_row(f"section {one['name']}{partly}", one))

@@ -2,7 +2,8 @@
 
 AlpacaEval reads a JSON list of {instruction, output, generator} and hands ``dataset`` on where it
 is there (its ``evaluate`` takes it by --model_outputs). RewardBench's rows are prompt, chosen,
-rejected, subset and id; its run_rm.py adds results, scores_chosen and scores_rejected.
+rejected, subset and id; its run_rm.py adds results, scores_chosen and scores_rejected. The second
+RewardBench has lists of answers; its run_v2.py adds results and scores.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.data.rows import Example, PreferenceExample
+from trimtab.data.rows import Example, PreferenceExample, RankedExample
 from trimtab.errors import RecipeError, RunError
 from trimtab.evaluation.answers import Side, told
 from trimtab.evaluation.comparisons import ScoredRow
+from trimtab.evaluation.rewardbench2 import TIES, credit, is_best_of
 from trimtab.rewards.builtin import text_of
 from trimtab.training import files
 
@@ -40,15 +42,18 @@ def alpaca_outputs(side: Side) -> list[dict[str, Any]]:
 def rewardbench_rows(
     rows: Sequence[ScoredRow], examples: Sequence[Example]
 ) -> list[dict[str, Any]]:
-    """The rows of pairs with their scores; a tie is no success."""
+    """The rows with their scores: of pairs, where a tie is no success, or of RewardBench 2."""
     by_place = {(e.origin.source, e.origin.row): e for e in examples}
     found: list[dict[str, Any]] = []
     for number, row in enumerate(rows):
         example = by_place[row.origin.source, row.origin.row]
+        if isinstance(example, RankedExample) and is_best_of([row]):
+            found.append(_best_of_row(row, example, number))
+            continue
         if not isinstance(example, PreferenceExample):
             raise RecipeError(
                 f"write_outputs=rewardbench: {row.origin.source}:{row.origin.row}: a ranking; that "
-                "format has pairs of chosen and rejected"
+                "format has pairs of chosen and rejected, or lists of them"
             )
         chosen, rejected = row.scores
         extras = {k: v for k, v in example.extras.items() if k not in ("results",)}
@@ -66,6 +71,24 @@ def rewardbench_rows(
             }
         )
     return found
+
+
+def _best_of_row(row: ScoredRow, example: RankedExample, number: int) -> dict[str, Any]:
+    """A row of RewardBench 2; those of Ties have no result of their own."""
+    texts = list(map(text_of, example.responses))
+    right = sum(rank == 1 for rank in row.ranks)
+    extras = {k: v for k, v in example.extras.items() if k not in ("results", "scores")}
+    subset = extras.pop("subset", None)
+    return {
+        "prompt": told(example.prompt),
+        "chosen": texts[:right],
+        "rejected": texts[right:],
+        "subset": subset,
+        "id": extras.pop("id", number),
+        **extras,
+        "results": None if str(subset).lower() == TIES else credit(row),
+        "scores": list(row.scores),
+    }
 
 
 def check_target(path: str) -> None:

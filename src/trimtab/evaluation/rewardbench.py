@@ -1,5 +1,7 @@
 """RewardBench (Lambert et al. 2024, arXiv:2403.13787): accuracy by subset, section and in all.
 
+RewardBench 2, whose rows are rankings of right and wrong answers, is in ``rewardbench2.py``.
+
 A section is the mean of its subsets by the number of their examples in the benchmark (math-prm
 counts 984, as much as all code together), whatever part of them is in the rows. The score is the
 mean of the sections; the leaderboard's fifth one, of older preference sets, is not in the rows.
@@ -14,6 +16,7 @@ import numpy as np
 
 from trimtab.evaluation.comparisons import Comparisons, ScoredRow
 from trimtab.evaluation.reward_statistics import entry
+from trimtab.evaluation.rewardbench2 import best_of_scores, is_best_of
 from trimtab.evaluation.statistics import (
     Interval,
     cluster_numbers,
@@ -60,6 +63,7 @@ SECTIONS: dict[str, dict[str, int]] = {
 def subset_scores(rows: Sequence[ScoredRow]) -> dict[str, Any] | None:
     """Accuracy by the rows' ``subset``; None where most rows have none.
 
+    version   1, or 2 where the rows are of RewardBench 2
     subsets   in the order in which they appear
     sections  those of which a subset is there, with the subsets that are not
     score     the mean of the sections, where all four are there
@@ -67,6 +71,8 @@ def subset_scores(rows: Sequence[ScoredRow]) -> dict[str, Any] | None:
     names = [row.extras.get("subset") for row in rows]
     if sum(isinstance(name, str) for name in names) * 2 <= len(rows):
         return None
+    if is_best_of(rows):
+        return best_of_scores(rows)
     shares: dict[str, tuple[Interval, int]] = {}
     for name in dict.fromkeys(name for name in names if isinstance(name, str)):
         part = [row for row, own in zip(rows, names, strict=True) if own == name and row.pairs]
@@ -77,6 +83,7 @@ def subset_scores(rows: Sequence[ScoredRow]) -> dict[str, Any] | None:
         hits = np.bincount(numbers, weights=table.right.astype(np.float64))
         shares[name] = clustered_share(hits, np.bincount(numbers)), len(hits)
     found: dict[str, Any] = {
+        "version": 1,
         "subsets": [{"name": name, **entry(one, n)} for name, (one, n) in shares.items()],
         "sections": [],
         "score": None,
