@@ -208,6 +208,7 @@ def measure(name: str, data: Path) -> dict[str, Any]:
         words = words_of(name, data, output)
         planned = _run("-m", "trimtab", "plan", *words, "--json")
         taken = _run("-m", "benchmarks.plan", "--child", *words)
+        print(json.dumps({"case": name, **taken}), file=sys.stderr, flush=True)  # minutes, maybe
         rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         taken["step"] = _step_seconds(rows, planned["time"]["rollout_steps"])
     time = planned["time"]

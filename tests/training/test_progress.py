@@ -62,7 +62,8 @@ def test_numbers_as_people_read_them() -> None:
     assert [number("loss", x) for x in (0, 1e-5, 123456.0, float("nan"), 3)] == [
         *("0", "1.00e-05", "1.23e+05", "nan", "3"),
     ]
-    assert [number("time/tokens_per_second", x) for x in (12, 1.5e6)] == ["12", "1.5M"]
+    speeds = [number("time/tokens_per_second", x) for x in (0.0161, 3.5, 12, 1.5e6)]
+    assert speeds == ["0.0161", "3.5", "12", "1.5M"]
     assert [clock_time(x) for x in (0.4, 61, 3600)] == ["0:00", "1:01", "1:00:00"]
 
 

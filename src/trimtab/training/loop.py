@@ -326,7 +326,9 @@ class Loop:
         record["num_tokens"] = self.state.tokens
         if self.state.skipped_steps:
             record["skipped_steps"] = self.state.skipped_steps
-        record["time/tokens_per_second"] = round(self._window_tokens / seconds, 1)
+        speed = self._window_tokens / seconds
+        # Billions of weights on a small machine: a token may take a minute.
+        record["time/tokens_per_second"] = round(speed, 1) if speed >= 10 else float(f"{speed:.3g}")
         self.window.reset()
         self._window_start, self._window_tokens = time.perf_counter(), 0
         self._stop(self.hooks.log(step, record))

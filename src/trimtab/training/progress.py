@@ -254,7 +254,7 @@ def number(name: str, value: float) -> str:
         for size, unit in ((1e6, "M"), (1e3, "k")):
             if value >= size:
                 return f"{value / size:.1f}{unit}"
-        return f"{value:.0f}"
+        return f"{value:.0f}" if value >= 10 else f"{value:.3g}"
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.2e}"
     return f"{value:.4g}"
