@@ -21,7 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "trimtab needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
 	@echo "Installing into $(VENV) (a few minutes the first time) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,gguf]'
+	@# Bytecode comes with the first import of a module: a third of the time, and most are never imported.
+	@$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev,gguf]'
 	@touch $@
 
 demo: $(STAMP)

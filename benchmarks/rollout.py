@@ -14,12 +14,14 @@ continuation after 28 tokens on average. Tokens count up to and with the first s
 The limit is what the same work costs at the least, part by part, measured in the same run: all
 matrix products with the model's own weights, at the number of rows that really ran in each step;
 one pass over the keys and values that a step reads, shared prompts once; one exponential over the
-vocabulary for each row.
+vocabulary for each row. Python's own part of a step, calls and bookkeeping, is measured beside it:
+what a step takes of a model with as many layers, and next to no weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import statistics
 import time
@@ -29,6 +31,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from benchmarks.models import described, folder
 from benchmarks.profile_step import by_part, lines
@@ -143,12 +146,18 @@ class Limit(NamedTuple):
     products: float
     cache: float
     sampling: float
+    python: float
     step: dict[str, float]
 
     @property
     def seconds(self) -> float:
-        """All parts together."""
+        """What the arithmetic takes."""
         return self.prompts + self.products + self.cache + self.sampling
+
+    @property
+    def floor(self) -> float:
+        """With Python's part of every step."""
+        return self.seconds + self.python
 
 
 def limit_of(
@@ -175,13 +184,16 @@ def limit_of(
     every = sum(map(len, rollouts))
     longest = max(GRID)
     middle = sum(map(len, prompts)) + every * NEW_TOKENS / 2
+    python = _python_seconds(model.config, longest)
     step = {
         "products": products(longest),
         "cache": middle * per_token / rate,
         "sampling": sampling(longest),
+        "Python": python,
     }
     step = {name: 1e3 * seconds for name, seconds in step.items()}
-    return Limit(reading, total["products"], total["cache"], total["sampling"], step)
+    steps = max(len(one.ids) for own in rollouts for one in own) - 1
+    return Limit(reading, *total.values(), steps * python, step)
 
 
 def _best(call: Callable[[], Any], repeats: int = 5) -> float:
@@ -217,6 +229,23 @@ def _product_seconds(weights: Iterable[Tensor], rows: int) -> float:
             nn.functional.linear(x, w)
 
     return _best(run)
+
+
+def _python_seconds(config: Any, rows: int) -> float:
+    """A step of as many rows and layers, the width being 8: calls, and what is between them."""
+    small = copy.deepcopy(config)
+    small.update(
+        {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "head_dim": 8,
+         "num_key_value_heads": 1, "vocab_size": 128}
+    )  # fmt: skip
+    model: Any = AutoModelForCausalLM.from_config(small).eval()
+    choose_layout(model)
+    sampler = Sampler(model, stop_ids=())
+
+    def run(tokens: int) -> float:
+        return _best(lambda: sampler.sample([[3]] * rows, 1, SamplingParams(tokens), seed=0), 3)
+
+    return max(0.0, run(33) - run(1)) / 32
 
 
 @torch.inference_mode()
@@ -278,15 +307,19 @@ def run(name: str, repeats: int, precision: str, *, profile: bool) -> None:
                 tokens = sum(len(one.ids) for own in rollouts for one in own)
                 ours.append(tokens / seconds)
                 limit = limit_of(model, prompts, rollouts)
-                share = limit.seconds / seconds
+                share, of_floor = limit.seconds / seconds, limit.floor / seconds
             print(f"  {arm}: {tokens} tokens in {seconds:.2f} s, {tokens / seconds:.0f} tokens/s")
         parts = ", ".join(
             f"{part} {getattr(limit, part):.2f}"
             for part in ("prompts", "products", "cache", "sampling")
         )
-        print(f"  limit {limit.seconds:.2f} s ({parts}); share reached {share:.0%}", flush=True)
+        print(
+            f"  limit {limit.seconds:.2f} s ({parts}); share reached {share:.0%}; with Python's "
+            f"{limit.python:.2f} s {of_floor:.0%}",
+            flush=True,
+        )
     step = ", ".join(f"{part} {value:.1f}" for part, value in limit.step.items())
-    print(f"  limit of one step of {max(GRID)} rows: {step} ms")
+    print(f"  floor of one step of {max(GRID)} rows: {step} ms")
     one, other = statistics.median(ours), statistics.median(theirs)
     told = f"{one:.0f} against {other:.0f} tokens/s, {one / other:.1f} times"
     print(f"  {name}: {told} (goal {GOALS[name]:g})", flush=True)

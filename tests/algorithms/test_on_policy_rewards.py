@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from tests import tiny_runs
 from tests.algorithms.on_policy_runs import (
     rewards,  # noqa: F401
@@ -16,6 +19,8 @@ from tests.algorithms.on_policy_runs import (
 from tests.algorithms.stage_world import World
 
 import trimtab
+from trimtab.algorithms.experience import Experience
+from trimtab.algorithms.on_policy import OnPolicy, sequence_sums
 from trimtab.errors import RunError, TrimtabError
 from trimtab.rewards.reward_model import RewardModel
 
@@ -85,8 +90,22 @@ def test_an_evaluation_that_nobody_could_judge_is_no_number(world: World) -> Non
     for record in found.evaluated:
         assert math.isnan(record["eval_reward"]) and math.isnan(record["eval_rewards/rare/mean"])
         assert record["eval_length"] > 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "keys"),
+    [
+        ("ppo", {"whiten_advantages": True}),
+        ("ppo", {"whiten_advantages": False}),
+        *(("grpo", {"algorithm": name}) for name in ("grpo", "dapo", "gspo", "reinforce_pp")),
+        ("rloo", {}),
+    ],
+)
+def test_a_rollout_that_nobody_judges_ends_the_run(
+    world: World, verb: str, keys: dict[str, Any]
+) -> None:
     with pytest.raises(TrimtabError, match=r"rollout 1: 12 of 12 responses could not be judged"):
-        run(world, "ppo", "none", max_steps=1)
+        run(world, verb, "none", max_steps=1, **keys)
 
 
 def test_missing_end_costs_its_penalty(world: World) -> None:
@@ -98,15 +117,41 @@ def test_missing_end_costs_its_penalty(world: World) -> None:
 
 
 @pytest.mark.parametrize("verb", ["ppo", "grpo", "rloo"])
-def test_responses_that_nobody_judges_are_left_out(world: World, verb: str) -> None:
+def test_responses_that_nobody_judges_are_left_out(
+    world: World, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = run(world, verb, "shy", max_steps=2)
     assert found.trained[0]["rewards/dropped"] == pytest.approx(4 / 12)
     assert found.trained[0]["reward"] > 0  # the mean is over the others
+    # Whatever stands in their place: nothing of it is trained on, or logged.
+    judged = OnPolicy.judged
+
+    def odd(self: OnPolicy, experience: Any) -> None:
+        judged(self, experience)
+        r = experience.responses
+        r["score"] = torch.where(r["valid"], r["score"], 7.0)
+
+    monkeypatch.setattr(OnPolicy, "judged", odd)
+    again = run(world, verb, "shy", max_steps=2)
+    names = {
+        "loss",
+        "grad_norm",
+        "reward",
+        "reward_std",
+        "val/explained_variance",
+        "loss/value_avg",
+    }
+    for here, there in zip(found.trained, again.trained, strict=True):
+        for name in names & here.keys():
+            assert here[name] == pytest.approx(there[name], abs=1e-6), name
     table = pq.read_table(found.folder / "completions" / "rollout_000000.parquet").to_pydict()
     assert (
         len(table["completion"]) == 12
         and {"prompt", "reward", "tokens", "rewards/shy"} <= table.keys()
     )
+    for name in ("reward", "rewards/shy"):
+        unknown = [value is None or math.isnan(value) for value in table[name]]
+        assert unknown == [i % 3 == 0 for i in range(12)], name
 
 
 def test_reward_model_of_the_same_tokenizer_reads_the_tokens(world: World) -> None:
@@ -124,7 +169,42 @@ def test_reward_model_of_the_same_tokenizer_reads_the_tokens(world: World) -> No
         run(world, "ppo", value_model=str(second), max_steps=1)
 
 
+def test_isolated_functions_say_what_holds_them(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(world, "ppo", reward_isolate=True, max_steps=1, quiet=False)
+    assert "vowels: isolated" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------- PPO's parts
+
+
+def test_a_response_as_one_action(world: World) -> None:
+    """Line 4 of whole responses: what a response brought in all, less its prompt's value."""
+    keys: dict[str, Any] = {
+        "ref_model_name_or_path": str(world.root / "other"), "kl_coef": 0.2, "max_steps": 1,
+        "num_ppo_epochs": 1, "whiten_advantages": False, "truncated_value": "zero", "gamma": 1.0,
+    }  # fmt: skip
+    found = run(world, "ppo", ratio="sequence", **keys)
+    one = Experience.load(found.folder / "rollouts" / "rollout_000000.safetensors")
+    ends = one.lengths.cumsum(0)
+    starts = (ends - one.lengths).tolist()
+    gained = sequence_sums(one.tokens["rewards"], one)
+    wanted = gained - one.tokens["values"][starts].double()
+    for i, start in enumerate(starts):
+        own = one.tokens["advantages"][start : int(ends[i])]
+        assert own.double() == pytest.approx([wanted[i].item()] * len(own), abs=1e-5)
+    # At the policy that sampled the ratios are 1: the loss is the advantages' mean, negated.
+    record = found.trained[0]
+    assert record["loss/policy_avg"] == pytest.approx(-wanted.mean().item(), abs=1e-4)
+    # Its gradient is that of line 3 with a baseline of no gradient, and no token's own.
+    tokens = run(world, "ppo", ratio="token", **keys).trained[0]
+    assert record["grad_norm"] != pytest.approx(tokens["grad_norm"], rel=1e-2)
+    whitened = run(world, "ppo", ratio="sequence", **{**keys, "whiten_advantages": True})
+    one = Experience.load(whitened.folder / "rollouts" / "rollout_000000.safetensors")
+    values = one.tokens["advantages"][starts].double()
+    assert values.mean().item() == pytest.approx(0, abs=1e-5)
+    assert values.std(correction=0).item() == pytest.approx(1, abs=1e-3)
 
 
 def test_value_models(world: World) -> None:
@@ -248,3 +328,31 @@ def test_refusals(world: World) -> None:
     refused("no such folder", reward_funcs=None, reward_model=str(world.root / "nowhere"))
     long = tiny_runs.write_rows(world.root / "long.jsonl", [{"prompt": "a cat " * 900}])
     refused(r"long\.jsonl:1: a prompt of .* fills", dataset_name=str(long), eval_dataset_name=None)
+
+
+# ---------------------------------------------------------------------- no room for a response
+
+
+@pytest.mark.parametrize("which", ["train", "held_out"])
+def test_a_prompt_that_fills_the_positions(world: World, tmp_path: Path, which: str) -> None:
+    model = shutil.copytree(world.root / "model", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 40}))
+    short = [{"prompt": "a cat"}] * 3
+    files = {
+        name: tiny_runs.write_rows(
+            tmp_path / f"{name}.jsonl",
+            [*short, {"prompt": "the " * (90 if name == which else 1)}, *short],
+        )
+        for name in ("train", "held_out")
+    }
+    said = rf"{which}.jsonl:4: a prompt of \d+ tokens fills the model's 40 positions .*max_prompt_"
+    keys: dict[str, Any] = {
+        "model_name_or_path": str(model),
+        "dataset_name": str(files["train"]),
+        "eval_dataset_name": str(files["held_out"]),
+        "max_steps": 1,
+    }
+    with pytest.raises(TrimtabError, match=said):
+        run(world, "ppo", **keys)
+    run(world, "ppo", max_prompt_length=16, **keys)

@@ -31,8 +31,8 @@ EQUAL = {"max_grad_norm": 1.0, "max_steps": 4, "per_device_train_batch_size": 5}
     ("loss", "module", "name", "data"),
     [
         ("dpo", "preference", "dpo_loss", "pairs"),
-        ("simpo", "preference", "simpo_loss", "pairs"),
-        ("tdpo2", "preference", "tdpo2_loss", "pairs"),
+        pytest.param("simpo", "preference", "simpo_loss", "pairs", marks=pytest.mark.slow),
+        pytest.param("tdpo2", "preference", "tdpo2_loss", "pairs", marks=pytest.mark.slow),
         ("kto", "unpaired", "KTO", "labelled"),
         ("beta_dpo", "beta_dpo", "BetaDPO", "pairs"),
         ("plackett_luce", "listwise", "plackett_luce_loss", "rankings"),

@@ -234,6 +234,16 @@ def test_pretrain_lengths_are_context_length() -> None:
         ),
         (
             "ppo",
+            ("--reward-funcs", "f", "--use-peft", "--lora-dropout", "0.1"),
+            "lora_dropout: the ratio of a response to the policy that sampled it would be noise",
+        ),
+        (
+            "ppo",
+            ("--reward-funcs", "f", "--ratio", "sequence", "--lam", "0.9"),
+            "lam: has no effect with ratio=sequence, where a response is one action",
+        ),
+        (
+            "ppo",
             ("--reward-funcs", "f", "--eval-text-name", "t", "--num-generations-eval", "5"),
             "num_generations_eval: 5: there are no held-out rows to evaluate on; give",
         ),

@@ -183,7 +183,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("verb", sorted(OWN))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_any_recipe_reads_back_the_same(verb: str, data: st.DataObject) -> None:
     needed = {k: COMMON[k] for k in ("model_name_or_path", "datasets")}

@@ -98,6 +98,9 @@ def prepare(folder: Path, scenario: Scenario) -> Path:
     return run
 
 
+SLOWER = [pytest.param(how, marks=pytest.mark.slow) for how in ("power_cut", "half")]
+
+
 def check_after(run: Path, scenario: Scenario, allowed: tuple[int | None, ...]) -> int | None:
     """A verified checkpoint is there, to a reader as to the next run; the next save succeeds."""
     as_reader = CheckpointStore(run).newest()
@@ -133,7 +136,7 @@ def kills(
     raise AssertionError("the work never ends")
 
 
-@pytest.mark.parametrize("how", ["kill", "power_cut", pytest.param("half", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["kill", *SLOWER])
 def test_kill_at_every_operation(ramdisk: Path, scenario: Scenario, how: str) -> None:
     def work(run: Path) -> None:
         save(CheckpointStore(run, scenario.keep), *scenario.disturbed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import struct
@@ -165,6 +166,40 @@ def test_merging_is_adding(first: list, second: list) -> None:
     one.merge(two)
     assert one.means() == whole.means()
     assert one.state_dict() == whole.state_dict()
+
+
+def test_extremes_are_those_of_a_step_and_a_mean_over_steps() -> None:
+    window = Means()
+    for micros in ([3.0, -1.0, 2.0], [7.0]):
+        step = Means()
+        for value in micros:
+            step.add("low", Metric(value, 1.0, "min"))
+            step.add("high", Metric(value, 1.0, "max"))
+            step.add("low", Metric(0.0, 0.0, "min"))  # nothing seen, which is no 0
+            step.add("high", Metric(0.0, 0.0, "max"))
+        assert step.means() == {"low": min(micros), "high": max(micros)}
+        window.merge(step)
+    assert window.means() == {"low": (-1.0 + 7.0) / 2, "high": (3.0 + 7.0) / 2}
+    again = Means()
+    again.load_state_dict(json.loads(json.dumps(window.state_dict())))
+    assert again.means() == window.means()
+
+
+def test_extremes_do_not_depend_on_the_order() -> None:
+    for values in itertools.permutations([-2.5, 0.0, 1.0, 4.0]):
+        means = Means()
+        means.add("nothing", Metric(0.0, 0.0, "max"))
+        for value in values:
+            means.add("low", Metric(value, 1.0, "min"))
+            means.add("high", Metric(value, 1.0, "max"))
+        assert means.means() == {"low": -2.5, "high": 4.0}
+
+
+def test_one_name_is_of_one_kind() -> None:
+    means = Means()
+    means.add("x", Metric(1.0, 1.0))
+    with pytest.raises(AssertionError, match="one name, one kind"):
+        means.add("x", Metric(1.0, 1.0, "max"))
 
 
 def test_state_comes_back_exactly_through_json() -> None:

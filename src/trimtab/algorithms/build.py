@@ -119,7 +119,7 @@ class _Builder:
         if isinstance(recipe, OnPolicyRecipe):
             from trimtab.algorithms.build_on_policy import longest_rollout
 
-            longest = longest_rollout(rows, train, policy, recipe)
+            longest = longest_rollout(rows, train, held_out, policy, recipe)
         else:
             longest = rows.longest(every, policy)
         conclude = None

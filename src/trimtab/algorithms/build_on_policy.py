@@ -21,7 +21,7 @@ from trimtab.algorithms.ppo import PPO, PpoSettings
 from trimtab.algorithms.recipe_loss import RecipeLoss
 from trimtab.algorithms.recipe_reference import EVALUATION_BUDGET, RecipeReference
 from trimtab.algorithms.recipe_reward import reward_score
-from trimtab.algorithms.recipe_rows import ACCEPT, RecipeRows
+from trimtab.algorithms.recipe_rows import ACCEPT, RecipeRows, longest_of
 from trimtab.algorithms.rows import Rows
 from trimtab.algorithms.stage import Mix
 from trimtab.algorithms.stream import TreeStream
@@ -45,6 +45,7 @@ from trimtab.models.score_head import (
 from trimtab.models.scored import load_scored
 from trimtab.rewards.combine import told_apart
 from trimtab.rewards.functions import check_columns, resolve
+from trimtab.rewards.isolated import IsolatedFunction
 from trimtab.rewards.manifest import MANIFEST
 from trimtab.rewards.reward_model import RewardModel
 from trimtab.rollout import Sampler
@@ -199,6 +200,8 @@ class OnPolicyBuilder:
         found: list[tuple[str, Score]] = []
         for function in functions:
             check_columns(function, columns, ids=True)
+            if isinstance(function, IsolatedFunction):
+                self.note(function.notice)
             score = by_function(
                 function, time_limit=recipe.reward_time_limit, on_bad=recipe.on_bad_reward
             )
@@ -326,20 +329,24 @@ def prompt_rows(*rows: Rows | None) -> dict[Origin, PromptRow]:
     }
 
 
-def longest_rollout(rows: RecipeRows, train: Rows, policy: Policy, recipe: Any) -> TokenTree:
-    """The largest tree that can come: the longest prompt with whole responses.
+def longest_rollout(
+    rows: RecipeRows, train: Rows, held_out: Rows | None, policy: Policy, recipe: Any
+) -> TokenTree:
+    """The largest tree that can come of training: the longest prompt with whole responses.
 
-    Raises DataError for a prompt that leaves no room for a response.
+    Raises DataError for a prompt, held-out ones included, that leaves no room for a response.
     """
     limit = getattr(policy.model.config, "max_position_embeddings", None)
-    store = max(train.stores, key=lambda one: int(one.token_counts.max()))
-    tree = store[int(store.token_counts.argmax())]
+    both = [longest_of(r.stores) for r in (train, held_out) if r is not None]
+    for tree in both:
+        if limit is not None and len(tree.trunk.ids) >= limit:
+            raise DataError(
+                f"{tree.origin.source}:{tree.origin.row}: a prompt of {len(tree.trunk.ids)} tokens "
+                f"fills the model's {limit} positions and leaves no room for a response; set "
+                "max_prompt_length"
+            )
+    tree = both[0]
     length = len(tree.trunk.ids)
-    if limit is not None and length >= limit:
-        raise DataError(
-            f"{tree.origin.source}:{tree.origin.row}: a prompt of {length} tokens fills the "
-            f"model's {limit} positions and leaves no room for a response; set max_prompt_length"
-        )
     room = recipe.max_completion_length
     if limit is not None and length + room > limit:
         room = limit - length

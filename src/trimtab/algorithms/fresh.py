@@ -43,6 +43,8 @@ class FreshSamples(OnPolicy):
     def why_nothing(self, experience: Experience) -> str:
         """Why nothing was chosen of a whole rollout, with the numbers."""
 
+    needs_rewards = False  # nothing is chosen then, and that is noted
+
     # ------------------------------------------------------------------ a rollout
 
     def collect(self, number: int) -> Experience:

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from trimtab.algorithms.experience import Experience
 from trimtab.algorithms.on_policy import OnPolicy, sequence_sums
-from trimtab.algorithms.rollout_log import mean
+from trimtab.algorithms.rollout_log import greatest, least, mean
+from trimtab.algorithms.sampling_gap import gap_metrics
 from trimtab.config.on_policy_recipe import GroupRecipe
 from trimtab.losses.advantages import (
     group_relative,
@@ -33,6 +34,7 @@ from trimtab.losses.advantages import (
     reinforce_pp_baseline,
 )
 from trimtab.losses.kl import KL_ESTIMATORS, weighted_kl
+from trimtab.losses.packed import segment_sum
 from trimtab.losses.policy_gradient import (
     Aggregation,
     clipped_ratio_loss,
@@ -234,25 +236,26 @@ class GroupPolicyGradient(OnPolicy):
         counts = self.own_counts(micro)
         if g.low is None or g.high is None:
             losses, ratio = reinforce_loss(logp, tokens["advantages"]), token_ratio(logp, old)
-            ratio, clipped = ratio.detach(), torch.zeros_like(old)
+            ratio, low, high = ratio.detach(), torch.zeros_like(old), torch.zeros_like(old)
         else:
             whole = g.whole_ratio
             ratio = gspo_ratio(logp, old, owner, lengths) if whole else token_ratio(logp, old)
             found = clipped_ratio_loss(ratio, tokens["advantages"], low=g.low, high=g.high)
             losses, ratio = found.losses, found.ratio
-            clipped = (found.clipped_low | found.clipped_high).float()
+            low, high = found.clipped_low.float(), found.clipped_high.float()
         unit = UNITS[g.aggregate]
         terms = [Term("policy", (losses * weights).sum(), counts["policy"], unit)]
         valid, count = tokens["valid"], float(tokens["valid"].sum())
         assert stats.entropy is not None
         metrics = {
             "entropy": mean(stats.entropy.detach()),
-            "clip_ratio/region_mean": Metric((clipped * valid).sum().item(), count),
             "val/ratio": Metric((ratio * valid).sum().item(), count),
             "policy/approxkl_avg": Metric(
                 0.5 * ((logp.detach() - old) * valid).square().sum().item(), count
             ),
         }
+        metrics |= clip_metrics(low, high, valid, owner, batch.branch_count)
+        metrics |= gap_metrics(logp, tokens)
         if self.kl_in_loss:
             kl = self._kl(logp, tokens)
             terms.append(Term("kl", (kl * weights).sum(), counts["kl"], unit, g.kl_coef))
@@ -275,6 +278,28 @@ class GroupPolicyGradient(OnPolicy):
             kl = experience.tokens["old"] - experience.tokens["reference"]
             found["objective/kl"] = mean(sequence_sums(kl, experience))
         return found
+
+
+def clip_metrics(
+    low: Tensor, high: Tensor, valid: Tensor, owner: Tensor, count: int
+) -> dict[str, Metric]:
+    """Shares of tokens [M] that the clip range holds back on either side (fp32, 0 or 1).
+
+    Means are over the tokens of judged responses, the least and greatest over these responses,
+    ``owner`` [M] out of ``count``: of each the share of its own tokens, as TRL has it.
+    """
+    of_each = segment_sum(valid, owner, count)
+    judged = of_each > 0
+    tokens = of_each.sum().item()
+    lows, highs = (segment_sum(held * valid, owner, count) for held in (low, high))
+    held_low, held_high = lows.sum().item(), highs.sum().item()
+    return {
+        "clip_ratio/region_mean": Metric(held_low + held_high, tokens),
+        "clip_ratio/low_mean": Metric(held_low, tokens),
+        "clip_ratio/low_min": least((lows / of_each)[judged]),
+        "clip_ratio/high_mean": Metric(held_high, tokens),
+        "clip_ratio/high_max": greatest((highs / of_each)[judged]),
+    }
 
 
 def _valid_by_tree(experience: Experience) -> list[list[float]]:

@@ -27,6 +27,7 @@ from trimtab.algorithms.rollout_log import (
     texture,
     write_completions,
 )
+from trimtab.algorithms.sampling_gap import keep_recorded
 from trimtab.algorithms.stage import Mix, Stage, target_weights
 from trimtab.algorithms.stream import TreeStream, micro_batches
 from trimtab.data.order import permutation
@@ -78,6 +79,8 @@ class Cast:
 class OnPolicy(Stage):
     """Base of ppo and the group algorithms."""
 
+    needs_rewards = True  # a rollout without a single one ends the run
+
     def __init__(
         self,
         policy: Policy,
@@ -110,6 +113,11 @@ class OnPolicy(Stage):
         number, within = divmod(step, self.steps_per_rollout)
         before, after = (self.stream.epoch(number + more) for more in (0, 1))
         return before + (after - before) * within / self.steps_per_rollout
+
+    def counted(self, step: int) -> dict[str, int]:
+        """Responses that were sampled to be trained on, the last step's rollout included."""
+        _, prompts = self.stream.position((step - 1) // self.steps_per_rollout)
+        return {"episode": prompts * self.settings.per_prompt}
 
     def micros(self, step: int) -> Sequence[Micro]:
         """The mini-batch of a step, sampled first where a rollout begins; then mixed-in text."""
@@ -170,6 +178,8 @@ class OnPolicy(Stage):
         self.judged(experience)
         self._reference_and_old(experience)
         try:
+            if self.needs_rewards and not experience.responses["valid"].any():
+                raise ValueError("no response has a reward")
             self.complete(experience)
         except ValueError as error:  # statistics over too few numbers
             count = len(experience.lengths)
@@ -259,6 +269,8 @@ class OnPolicy(Stage):
             if self.settings.trainer_logprobs:
                 with frozen(self.policy.model):
                     columns["old"].append(self.policy.token_stats(batch, temperature=t).logp.cpu())
+        if columns["old"]:
+            experience.tokens["sampled"] = experience.tokens["old"]  # for the gap in the log
         for name, parts in columns.items():
             if parts:
                 experience.tokens[name] = torch.cat(parts)
@@ -274,6 +286,7 @@ class OnPolicy(Stage):
         """A rollout is logged with its first step: one that goes on within it has it logged."""
         if step % self.steps_per_rollout:
             return {}
+        keep_recorded(micros)
         assert self.current is not None
         return {**completion_metrics(self.current), **self.rollout_metrics(self.current)}
 

@@ -8,6 +8,9 @@ The four lines of the derivation are ``objective``s (docs/algorithms.md):
     clip_advantage  PPO (arXiv:1707.06347, equation 7): an advantage in the reward's place, from a
                     learned value function, with the KL inside it
 
+``ratio=sequence`` takes a whole response for one action: its ratio is the product of the tokens',
+its advantage what it brought in all, less the value of its prompt.
+
 ``mix`` is the ptx term (arXiv:2203.02155, equation 2).
 """
 
@@ -26,6 +29,7 @@ from trimtab.algorithms.experience import Experience
 from trimtab.algorithms.on_policy import OnPolicy, move, sequence_sums
 from trimtab.algorithms.policy import frozen
 from trimtab.algorithms.rollout_log import mean
+from trimtab.algorithms.sampling_gap import gap_metrics
 from trimtab.losses.advantages import explained_variance, gae, reward_to_go, token_rewards, whiten
 from trimtab.losses.kl import KL_ESTIMATORS
 from trimtab.losses.packed import last_tokens
@@ -94,17 +98,24 @@ class PPO(OnPolicy):
         if self.critic is not None:
             self._add_values(experience)
             after = responses["value_after"] * (~responses["ended"].bool()).float()
+            whole = self.ppo.ratio == "sequence"
             advantages, returns = gae(
                 rewards,
                 tokens["values"],
                 sequence,
                 lengths,
                 gamma=self.ppo.gamma,
-                lam=self.ppo.lam,
+                lam=1.0 if whole else self.ppo.lam,
                 bootstrap=after if self.ppo.bootstrap else None,
             )
+            weights = tokens["valid"]
+            if whole:  # the first token's: all rewards less the value of the prompt
+                advantages = advantages[lengths.cumsum(0) - lengths]
+                weights = responses["valid"].float()
             if self.ppo.whiten_advantages:
-                advantages = whiten(advantages, weights=tokens["valid"])
+                advantages = whiten(advantages, weights=weights)
+            if whole:
+                advantages = advantages[sequence]
             tokens |= {"advantages": advantages, "returns": returns}
         elif self.ppo.ratio == "sequence":
             tokens["advantages"] = sequence_sums(rewards, experience).float()[sequence]
@@ -146,11 +157,16 @@ class PPO(OnPolicy):
     # ------------------------------------------------------------------ a step
 
     def own_counts(self, micro: Micro) -> Mapping[str, float]:
-        """Tokens of responses that could be judged; responses for the lines before the last."""
-        if self.ppo.objective != "clip_advantage":
-            return {"policy": float(micro.responses["valid"].cpu().double().sum())}
-        count = float(micro.tokens["valid"].cpu().double().sum())
-        return {"policy": count, "value": count}
+        """Of what could be judged: tokens, or responses where the term is a sum over them."""
+        responses = float(micro.responses["valid"].cpu().double().sum())
+        if self.critic is None:
+            return {"policy": responses}
+        tokens = float(micro.tokens["valid"].cpu().double().sum())
+        return {"policy": responses if self._by_response else tokens, "value": tokens}
+
+    @property
+    def _by_response(self) -> bool:
+        return self.critic is None or self.ppo.ratio == "sequence"
 
     def own_terms(self, micro: Micro) -> Outcome:
         """The policy term and, with a critic, the value term."""
@@ -163,7 +179,7 @@ class PPO(OnPolicy):
             hidden=hidden.targets(),
         )
         counts = self.own_counts(micro)
-        if self.ppo.objective != "clip_advantage":
+        if self._by_response:
             terms, metrics = self._expectation(micro, stats.logp, counts["policy"])
         else:
             found = clipped_policy_loss(
@@ -202,7 +218,7 @@ class PPO(OnPolicy):
     def _expectation(
         self, micro: Micro, logp: Tensor, count: float
     ) -> tuple[list[Term], dict[str, Metric]]:
-        """Lines 1 to 3: sums over a response's tokens, mean over responses."""
+        """Lines 1 to 3, and 4 of whole responses: a sum over a response, mean over responses."""
         batch, tokens = micro.batch, micro.tokens
         valid, gain = tokens["valid"], tokens["advantages"]
         owner = batch.target_sequence
@@ -235,7 +251,7 @@ class PPO(OnPolicy):
         ratio = token_ratio(logp.detach(), micro.tokens["old"])
         count = float(valid.sum())
         clip = self.ppo.cliprange
-        return {
+        return gap_metrics(logp, micro.tokens) | {
             "policy/approxkl_avg": Metric(0.5 * difference.square().sum().item(), count),
             "policy/clipfrac_avg": Metric(
                 (((ratio - 1).abs() > clip).float() * valid).sum().item(), count
@@ -261,7 +277,7 @@ class PPO(OnPolicy):
             "kl_coef": Metric(experience.facts["kl_coef"], 1.0),
         }
         if "values" in tokens:
-            ev = explained_variance(tokens["values"], tokens["returns"])
+            ev = explained_variance(tokens["values"], tokens["returns"], tokens["valid"])
             found["val/explained_variance"] = Metric(float(ev), 1.0)
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,18 @@ def completion_metrics(experience: Experience) -> dict[str, Metric]:
         "reward": mean(score),
         "reward_std": Metric(_spread(score), 1.0),
         "completions/mean_length": mean(lengths),
-        "completions/min_length": Metric(lengths.min().item(), 1.0),
-        "completions/max_length": Metric(lengths.max().item(), 1.0),
+        "completions/min_length": least(lengths),
+        "completions/max_length": greatest(lengths),
         "completions/clipped_ratio": mean((~ended).float()),
     }
     found |= {name: Metric(value, 1.0) for name, value in texture(experience).items()}
-    if len(score):
-        found |= {
-            "min_reward": Metric(score.min().item(), 1.0),
-            "max_reward": Metric(score.max().item(), 1.0),
-        }
+    found |= {"min_reward": least(score), "max_reward": greatest(score)}
     if ended.any():
-        found["completions/mean_terminated_length"] = mean(lengths[ended])
+        found |= {
+            "completions/mean_terminated_length": mean(lengths[ended]),
+            "completions/min_terminated_length": least(lengths[ended]),
+            "completions/max_terminated_length": greatest(lengths[ended]),
+        }
     if bool((~valid).any()):
         found["rewards/dropped"] = mean((~valid).float())
     for name, values in reward_columns(r):
@@ -103,6 +104,16 @@ def mean(values: Tensor) -> Metric:
     return Metric(values.double().sum().item(), float(values.numel()))
 
 
+def least(values: Tensor) -> Metric:
+    """The least of a step's values; no number where there are none."""
+    return Metric(values.min().item(), 1.0, "min") if values.numel() else Metric(0.0, 0.0, "min")
+
+
+def greatest(values: Tensor) -> Metric:
+    """The greatest of a step's values; no number where there are none."""
+    return Metric(values.max().item(), 1.0, "max") if values.numel() else Metric(0.0, 0.0, "max")
+
+
 def _spread(values: Tensor) -> float:
     return values.double().std().item() if values.numel() > 1 else 0.0
 
@@ -123,7 +134,7 @@ def write_completions(experience: Experience, asked: Sequence[Asked], folder: Pa
         "completion": [_text(one.completion) for one in asked],
         "ended": r["ended"].tolist(),
         "tokens": experience.lengths.tolist(),
-        "reward": r["score"].tolist(),
+        "reward": torch.where(r["valid"].bool(), r["score"], math.nan).tolist(),
     }
     for name, values in r.items():
         if name.startswith(REWARD):

@@ -77,6 +77,10 @@ class Stage:
         """Epochs of the main stream done after ``step`` steps."""
         return self.stream.epoch(step)
 
+    def counted(self, step: int) -> dict[str, int]:
+        """Nothing but what the loop counts."""
+        return {}
+
     def micros(self, step: int) -> Sequence[Micro]:
         """The main stream's micro-batches, then the mixed-in ones."""
         found = self.stream.micros(step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trimtab.catalogue.metric import GRPO, ON_POLICY, PPO, RLHF, ZIEGLER, Metric
 
 _GROUP = "grpo, rloo"
+_RATIOS = "ppo, grpo, rloo"
 
 OF_ROLLOUTS: tuple[Metric, ...] = (
     # ------------------------------------------------------------------ rollouts
@@ -69,6 +70,12 @@ OF_ROLLOUTS: tuple[Metric, ...] = (
         healthy="keep_top / num_generations, less with min_score",
     ),
     Metric(
+        "episode",
+        ON_POLICY,
+        "Responses that were sampled to be trained on, since the start.",
+        unit="responses",
+    ),
+    Metric(
         "completions/mean_length",
         ON_POLICY,
         "Tokens of a response.",
@@ -82,6 +89,21 @@ OF_ROLLOUTS: tuple[Metric, ...] = (
         ON_POLICY,
         "Tokens of a response that ended by itself.",
         unit="tokens",
+        healthy="below max_completion_length; there only where some did",
+    ),
+    Metric(
+        "completions/min_terminated_length",
+        ON_POLICY,
+        "Shortest response that ended by itself.",
+        unit="tokens",
+        healthy="above 1: the stop token alone is an empty answer",
+    ),
+    Metric(
+        "completions/max_terminated_length",
+        ON_POLICY,
+        "Longest response that ended by itself.",
+        unit="tokens",
+        healthy="below max_completion_length: at it, the limit cuts answers that would end",
     ),
     Metric(
         "completions/clipped_ratio",
@@ -209,10 +231,92 @@ OF_ROLLOUTS: tuple[Metric, ...] = (
         "clip_ratio/region_mean",
         _GROUP,
         "Share of tokens that the clip range holds back.",
-        unit="share",
-        healthy="0 to 0.2",
-        paper=GRPO,
+        "clip_ratio/low_mean + clip_ratio/high_mean",
+        "share",
+        "0 to 0.2",
+        GRPO,
         band=(0.0, 0.2),
+    ),
+    Metric(
+        "clip_ratio/low_mean",
+        _GROUP,
+        "Share of tokens of bad responses that are held back: unlikely enough already.",
+        "mean over tokens of [rho < 1 - epsilon and A < 0]",
+        "share",
+        "0 to 0.1",
+        GRPO,
+        band=(0.0, 0.1),
+    ),
+    Metric(
+        "clip_ratio/low_min",
+        _GROUP,
+        "Of the response that is held back least, the share of its own tokens.",
+        "min over responses of the mean over their tokens of [rho < 1 - epsilon and A < 0]",
+        "share",
+        "0, as every response with A > 0 has; above, all responses are held back",
+        GRPO,
+    ),
+    Metric(
+        "clip_ratio/high_mean",
+        _GROUP,
+        "Share of tokens of good responses that are held back: likely enough already.",
+        "mean over tokens of [rho > 1 + epsilon_high and A > 0]",
+        "share",
+        "0 to 0.1; far more than clip_ratio/low_mean: a higher epsilon_high lets rare tokens grow",
+        "arXiv:2503.14476",
+        band=(0.0, 0.1),
+    ),
+    Metric(
+        "clip_ratio/high_max",
+        _GROUP,
+        "Of the response that is held back most, the share of its own tokens.",
+        "max over responses of the mean over their tokens of [rho > 1 + epsilon_high and A > 0]",
+        "share",
+        "below 0.5; near 1 a response no longer teaches: fewer passes, or a lower learning_rate",
+        GRPO,
+        band=(None, 0.5),
+    ),
+    # ------------------------------------------------------------------ sampler and trainer
+    Metric(
+        "sampling/sampling_logp_difference/mean",
+        _RATIOS,
+        "Gap between the log-probs that the sampler recorded and the trainer's own, on a rollout's "
+        "first step, when the weights are still those that sampled.",
+        "mean over the step's tokens of |log pi_trainer - log pi_sampler|",
+        "nats a token",
+        "rounding: 1e-5 in fp32, 0.03 in bf16; above 0.05 sampler and trainer are two policies: "
+        "try old_logprobs=trainer and precision=fp32",
+        band=(None, 0.05),
+    ),
+    Metric(
+        "sampling/sampling_logp_difference/max",
+        _RATIOS,
+        "The token with the largest gap.",
+        "max over the step's tokens of |log pi_trainer - log pi_sampler|",
+        "nats",
+        "1e-4 in fp32, a few tenths in bf16",
+    ),
+    Metric(
+        "sampling/importance_sampling_ratio/min",
+        _RATIOS,
+        "Least ratio of the trainer's probability of a token to the sampler's, on the same steps.",
+        "min over the step's tokens of pi_trainer / pi_sampler",
+        healthy="above 0.999 in fp32, 0.7 in bf16",
+    ),
+    Metric(
+        "sampling/importance_sampling_ratio/mean",
+        _RATIOS,
+        "Mean of this ratio, which is 1 in expectation.",
+        "mean over the step's tokens of pi_trainer / pi_sampler",
+        healthy="0.99 to 1.01",
+        band=(0.99, 1.01),
+    ),
+    Metric(
+        "sampling/importance_sampling_ratio/max",
+        _RATIOS,
+        "Greatest of this ratio.",
+        "max over the step's tokens of pi_trainer / pi_sampler",
+        healthy="below 1.001 in fp32, 1.4 in bf16",
     ),
     Metric(
         "loss/policy_avg",

@@ -56,6 +56,13 @@ OF_ROWS: tuple[Metric, ...] = (
         healthy="not there; a few in thousands may be: more is a learning_rate that is too high",
     ),
     Metric("time/tokens_per_second", _ALL, "Speed since the last log.", unit="tokens / s"),
+    Metric(
+        "time/step_time",
+        _ALL,
+        "Time of an optimizer step since the last log; sampling counts, evaluations and "
+        "checkpoints do not.",
+        unit="s",
+    ),
     Metric("time/eval_seconds", _ALL, "Time of an evaluation.", unit="s"),
     Metric(
         "mix_nll",

@@ -126,6 +126,11 @@ class OnPolicyRecipe(TrainRecipe, RolloutKeys):
             for key in ("reward_time_limit", "reward_isolate"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     conflict(key, "is about reward functions; give reward_funcs, or remove it")
+        if self.lora_dropout:
+            conflict(
+                "lora_dropout",
+                "the ratio of a response to the policy that sampled it would be noise; set 0",
+            )
         if "watched" in self.stop_when and self.watch_model is None and not self.watch_funcs:
             conflict("stop_when", "watched: nothing is watched; give watch_model or watch_funcs")
         return self
@@ -201,8 +206,8 @@ class PpoRecipe(PolicyGradientRecipe):
     value_model: Location | None = Field(
         default=None,
         description="Where the value model starts: a model with the policy's tokenizer, or "
-        "'shared' for a head on the policy's own backbone; null: the reward model if it has that "
-        "tokenizer, else a copy of the policy.",
+        "'shared' for a head on the policy's own backbone; null: with LoRA shared, else the reward "
+        "model if it is a single one with that tokenizer, else a copy of the policy.",
     )
 
     learning_rate: LearningRate = 5e-6
@@ -220,8 +225,8 @@ class PpoRecipe(PolicyGradientRecipe):
             for key in ("value_model", "vf_coef", "lam", "cliprange_value", "truncated_value"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     conflict(key, f"objective={self.objective} has no value model; remove it")
-        elif self.ratio == "sequence":
-            conflict("ratio", "clip_advantage has an advantage for every token; use ratio=token")
+        elif self.ratio == "sequence" and self.lam != type(self).model_fields["lam"].default:
+            conflict("lam", "has no effect with ratio=sequence, where a response is one action")
         if self.kl_controller == "fixed":
             for key in ("kl_target", "kl_horizon"):
                 if getattr(self, key) != type(self).model_fields[key].default:

@@ -57,6 +57,10 @@ class Algorithm(Protocol):
         """Epochs done after ``step`` optimizer steps."""
         ...
 
+    def counted(self, step: int) -> dict[str, int]:
+        """What else is counted up to ``step`` optimizer steps, for the log."""
+        ...
+
     def micros(self, step: int) -> Sequence[Micro]:
         """The micro-batches of optimizer step ``step``, counted from 0."""
         ...

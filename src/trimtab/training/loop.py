@@ -114,7 +114,7 @@ class Loop:
         self._improved = False  # by the last evaluation, and not saved yet
         self.window = Means()  # since the last log
         self._window_start = time.perf_counter()
-        self._window_tokens = 0
+        self._window_tokens = self._window_steps = 0
 
     # ------------------------------------------------------------------ the run
 
@@ -202,6 +202,7 @@ class Loop:
             self.window.merge(seen)
         self.masters.clear_gradients()
         self.state.step += 1
+        self._window_steps += 1
         self._count(micros)
 
     def _totals(self, micros: Sequence[Micro]) -> dict[str, float]:
@@ -324,13 +325,16 @@ class Loop:
         record["learning_rate"] = self.rate(step - 1)
         record["epoch"] = round(self.algorithm.epoch(step), 6)
         record["num_tokens"] = self.state.tokens
+        record |= self.algorithm.counted(step)
         if self.state.skipped_steps:
             record["skipped_steps"] = self.state.skipped_steps
         speed = self._window_tokens / seconds
         # Billions of weights on a small machine: a token may take a minute.
         record["time/tokens_per_second"] = round(speed, 1) if speed >= 10 else float(f"{speed:.3g}")
+        record["time/step_time"] = float(f"{seconds / max(self._window_steps, 1):.4g}")
         self.window.reset()
-        self._window_start, self._window_tokens = time.perf_counter(), 0
+        self._window_start = time.perf_counter()
+        self._window_tokens = self._window_steps = 0
         self._stop(self.hooks.log(step, record))
 
     def _evaluate(self) -> None:

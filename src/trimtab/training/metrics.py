@@ -163,14 +163,14 @@ class Means:
         self._sums: dict[str, Metric] = {}
 
     def add(self, name: str, metric: Metric) -> None:
-        """Add ``metric.sum`` over ``metric.count`` units to the mean of that name."""
-        seen = self._sums.get(name, Metric(0.0, 0.0))
-        self._sums[name] = Metric(seen.sum + float(metric.sum), seen.count + float(metric.count))
+        """Join what another micro-batch has under that name: sums and counts, or an extreme."""
+        new = Metric(float(metric.sum), float(metric.count), metric.kind)
+        self._sums[name] = self._sums.get(name, Metric(0.0, 0.0, new.kind)).joined(new)
 
     def merge(self, other: Means) -> None:
-        """Add what another one has seen (another micro-batch, step or rank)."""
+        """Add what a whole step has seen; its extremes count once each in the mean over steps."""
         for name, metric in other._sums.items():
-            self.add(name, metric)
+            self.add(name, Metric(metric.sum, metric.count))
 
     def means(self) -> dict[str, float]:
         """``sum / count`` by name, in the order first seen; names that counted nothing left out."""
@@ -183,7 +183,8 @@ class Means:
         self._sums.clear()
 
     def state_dict(self) -> dict[str, list[float]]:
-        """``[sum, count]`` by name, as JSON."""
+        """``[sum, count]`` by name, as JSON; after ``merge``s alone, which leave no extremes."""
+        assert all(metric.kind == "mean" for metric in self._sums.values())
         return {name: [metric.sum, metric.count] for name, metric in self._sums.items()}
 
     def load_state_dict(self, state: Mapping[str, list[float]]) -> None:

@@ -1,0 +1,47 @@
+"""The sampler's log-probs against the trainer's own, of the same tokens at the same weights.
+
+A rollout's first step is computed at the weights that sampled it. Its log-probs are what the
+sampler ought to have recorded, so the gap is known without another forward pass. Later steps have
+other weights: there the two differ by training, and nothing is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from trimtab.algorithms.rollout_log import greatest, least, mean
+from trimtab.training.algorithm import Micro
+from trimtab.training.terms import Metric
+
+RECORDED = "recorded"  # column of a step at the sampler's weights: what the sampler recorded
+
+
+def keep_recorded(micros: Sequence[Micro]) -> None:
+    """Give the micro-batches of a rollout's first step what ``gap_metrics`` measures against.
+
+    That is the column ``sampled`` where ``old`` is the trainer's, else ``old``.
+    """
+    for micro in micros:
+        tokens = micro.tokens
+        if "old" in tokens:  # mixed-in text was sampled by nobody
+            micro.tokens = {**tokens, RECORDED: tokens.get("sampled", tokens["old"])}
+
+
+def gap_metrics(logp: Tensor, tokens: Mapping[str, Tensor]) -> dict[str, Metric]:
+    """The gap over tokens [M], under TRL's names; nothing on steps that ``keep_recorded`` left out.
+
+    The ratio is that of a token, trainer to sampler, and is not cut off.
+    """
+    if RECORDED not in tokens:
+        return {}
+    gap = logp.detach().double() - tokens[RECORDED].double()
+    ratio = gap.exp()
+    return {
+        "sampling/sampling_logp_difference/mean": mean(gap.abs()),
+        "sampling/sampling_logp_difference/max": greatest(gap.abs()),
+        "sampling/importance_sampling_ratio/min": least(ratio),
+        "sampling/importance_sampling_ratio/mean": mean(ratio),
+        "sampling/importance_sampling_ratio/max": greatest(ratio),
+    }
