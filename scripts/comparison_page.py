@@ -3,7 +3,8 @@
 python scripts/comparison_page.py           # of runs/compare-world and its three experiments
 python scripts/comparison_page.py world     # of one
 
-``trimtab compare recipes/compare/NAME.yaml`` makes runs/compare-NAME (docs/comparison.md).
+``trimtab compare recipes/compare/NAME.yaml`` makes runs/compare-NAME (docs/comparison.md). Where
+runs/compare-world has none, that of ``trimtab demo --thorough`` is taken: runs/demo/comparison.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+THOROUGH = ROOT / "runs" / "demo" / "comparison"
 NAMES = ("world", "coverage", "quality", "noise")
 
 
@@ -23,6 +25,8 @@ def main(names: list[str]) -> int:
     code = 0
     for name in names or NAMES:
         found = ROOT / "runs" / f"compare-{name}"
+        if name == "world" and not (found / "comparison.md").is_file() and THOROUGH.is_dir():
+            found = THOROUGH
         if not (found / "comparison.md").is_file():
             print(f"{found}: no finished comparison; trimtab compare recipes/compare/{name}.yaml")
             code = 1

@@ -42,6 +42,7 @@ CONFIGS: Mapping[str, tuple[str, int, str]] = {
     "ORPOConfig": ("trl/experimental/orpo/orpo_config.py", 0, "orpo"),
     "GRPOConfig": ("trl/trainer/grpo_config.py", 0, "grpo"),
     "RLOOConfig": ("trl/trainer/rloo_config.py", 0, "rloo"),
+    "OnlineDPOConfig": ("trl/experimental/online_dpo/online_dpo_config.py", 0, "online_dpo"),
     "PPOConfig": ("trl/experimental/ppo/ppo_config.py", 1, "ppo"),
     "ModelConfig": ("trl/trainer/model_config.py", 0, "dpo"),
     "ScriptArguments": ("trl/scripts/utils.py", 0, "dpo"),

@@ -42,6 +42,11 @@ NOTES: Mapping[tuple[str, str], str] = {
     ("RLOOConfig", "num_generations"): "the paper has 2 and 4",
     ("RLOOConfig", "beta"): "null: 0.03, in the reward, before the baseline",
     ("RLOOConfig", "epsilon"): "null: no ratios are clipped, as in the paper",
+    ("OnlineDPOConfig", "max_new_tokens"): "`completions/clipped_ratio` says when it is too short",
+    ("OnlineDPOConfig", "temperature"): "the loss is of the model as it is, and so are the samples",
+    ("OnlineDPOConfig", "beta"): "one number: no other one for every epoch",
+    ("OnlineDPOConfig", "loss_type"): "`sigmoid` is `dpo`, and `ipo` has that name here, too; any "
+    "`--loss` of the family of pairs",
     ("PPOConfig", "learning_rate"): "that of arXiv:1909.08593's code",
     ("PPOConfig", "temperature"): "ratios are of the distribution that was sampled",
     ("PPOConfig", "response_length"): "`completions/clipped_ratio` says when it is too short",
@@ -92,6 +97,9 @@ TITLES: Mapping[str, str] = {
     "FILE.py:FUNCTION`; a reward function has the same signature. "
     "[The stage](stages/grpo.md).",
     "RLOOConfig": "`RLOOTrainer` is `trimtab rloo`. [The stage](stages/grpo.md).",
+    "OnlineDPOConfig": "In `trl.experimental.online_dpo`. `OnlineDPOTrainer(reward_funcs=...)` is "
+    "`trimtab online_dpo`: two samples a prompt or more (`num_generations`), judged by a reward. "
+    "[The stage](stages/online.md).",
     "PPOConfig": "TRL removed `PPOTrainer` in 1.13; this is 1.12's, from `trl.experimental.ppo`. "
     "`trimtab ppo` takes prompts as text or chat, not as token ids, and the value model is made "
     "of the reward model unless `value_model` says otherwise. [The stage](stages/ppo.md).",

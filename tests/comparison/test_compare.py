@@ -51,6 +51,28 @@ def numbers(folder: Path) -> dict[str, Any]:
     return whole
 
 
+def win_rates_are_those_of(pairs: list[dict[str, Any]], page: str) -> None:
+    """Every rate of comparison.md with its interval, both ways round; bold where they differ."""
+    plain, controlled = page.partition("## Win rates")[2].partition("Length-controlled")[::2]
+    for text, name in ((plain, "win_rate"), (controlled.partition("## ")[0], "length_controlled")):
+        head, _, *lines = [
+            [cell.strip() for cell in line.split("|")[1:-1]]
+            for line in text.splitlines()
+            if line.startswith("|")
+        ]
+        table = {
+            (one[0], other): cell for one in lines for other, cell in zip(head, one, strict=True)
+        }
+        assert len(head) == len(lines) + 1 == 5
+        for pair in pairs:
+            mean, low, high = (pair[name][part] for part in ("mean", "low", "high"))
+            mark = "**" if name == "win_rate" and pair["differs"] else ""
+            cell = table[pair["a"], pair["b"]]
+            assert cell == f"{mark}{mean:.2f} [{low:.2f}, {high:.2f}]{mark}"
+            turned = table[pair["b"], pair["a"]].strip("*")
+            assert turned == f"{1 - mean:.2f} [{1 - high:.2f}, {1 - low:.2f}]"
+
+
 def test_the_whole(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All files, the contract, and one method added at the cost of that method alone."""
     assert main(["compare", str(recipe)]) == 0
@@ -58,7 +80,9 @@ def test_the_whole(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     whole = json.loads((out / "comparison.json").read_text())
     assert whole.keys() >= CONTRACT
     assert all(point.keys() >= POINT for point in whole["points"])
-    assert (out / "comparison.md").read_text().startswith("# small\n")
+    page = (out / "comparison.md").read_text()
+    assert page.startswith("# small\n")
+    win_rates_are_those_of(whole["pairs"], page)
     for chart in ("frontier.svg", "gold-against-proxy.svg"):
         assert (out / chart).read_text().startswith("<svg")
     assert "dpo" in (out / "report.html").read_text()
@@ -66,6 +90,7 @@ def test_the_whole(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(whole["points"]) == 2 * 2 + 2 + 2
     assert {point["step"] for point in whole["points"] if point["method"] == "dpo"} == {1, 2}
     assert [one["method"] for one in whole["chosen"]] == ["dpo", "grpo", "best of n"]
+    assert whole["recipe_from"] == read_recipe([str(recipe)]).origins()
     assert len(whole["pairs"]) == 6, "every two of three methods and the start"
     assert whole["prompts"] == 6 and whole["choosing_prompts"] == 2
     assert whole["base"]["gold"]["n"] == 6
@@ -218,6 +243,16 @@ def test_keys_know_what_results_depend_on(recipe: Path, inputs: Path, tmp_path: 
     assert keys("--seeds", "0,1") > own
     assert not keys("--samples", "3") & own
     assert keys("--kl-levels", "1,2", "--keep-checkpoints", "true") == own
+
+
+def test_values_know_where_they_were_given(recipe: Path) -> None:
+    budget = "{unit: prompts, amount: 4}"
+    given = read_recipe([str(recipe), "--samples", "3", "--budget", budget]).origins()
+    lines = recipe.read_text().splitlines()
+    assert given["methods.dpo.grid.beta"] == f"{recipe}:{lines.index('    verb: dpo') + 2}"
+    assert given["judge.reward_funcs"] == f"{recipe}:5"
+    assert {given[key] for key in ("samples", "budget.unit", "budget.amount")} == {"command line"}
+    assert not {"choose_share", "judge.reward_weights", "budget", "name"} & given.keys()
 
 
 def test_recipes_of_other_verbs_are_refused(recipe: Path) -> None:

@@ -87,6 +87,8 @@ def test_its_commands_run(
     assert "Tell a story about Zoe the duck" in said, "the model folder is one of transformers'"
     assert {"prompt", "chosen", "rejected"} <= rows_of(Path("pairs.jsonl"))[0].keys()
     assert "rewards/margins" in said and Path("runs/kind/model.safetensors").exists()
+    assert "[kind] " in said and "[sft] " in said, "chat"
+    assert "vllm serve" in said and Path("exported/model.safetensors").exists()
 
 
 @pytest.mark.slow

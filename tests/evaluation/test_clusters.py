@@ -10,6 +10,7 @@ import pytest
 from trimtab.evaluation import statistics
 from trimtab.evaluation.statistics import (
     bootstrap_interval,
+    centred_bootstrap,
     cluster_bootstrap,
     cluster_mean,
     cluster_numbers,
@@ -33,6 +34,24 @@ def test_clusters_of_one_are_a_plain_bootstrap() -> None:
     plain = bootstrap_interval(values, resamples=4000)
     assert one.mean == pytest.approx(plain.mean)
     assert (one.low, one.high) == pytest.approx((plain.low, plain.high), abs=0.02)
+
+
+def test_a_size_keeps_its_place_in_its_interval() -> None:
+    """|mean| of -1 and 3 is 1; drawn again -1 -> 1, 1 twice, 3 with mean 3/2, whose ends turn."""
+
+    def size(totals: np.ndarray) -> np.ndarray:
+        return np.abs(totals[:, 0]) / totals[:, 1]
+
+    columns = [[-1.0, 1.0], [3.0, 1.0]]
+    found = centred_bootstrap(size, columns, "ab", confidence=0.6, resamples=4000)
+    assert found.mean == 1.0 and found.n == 2
+    # Quantiles 0.2 and 0.8: 1 and 3.
+    assert found.low == pytest.approx(1 - (3 - 1.5), abs=0.05)
+    assert found.high == pytest.approx(1 - (1 - 1.5), abs=0.05)
+    alone = centred_bootstrap(size, columns, "aa")
+    assert (alone.mean, alone.low, alone.high) == (1.0, -math.inf, math.inf)
+    nothing = centred_bootstrap(size, [[0.0, 0.0]] * 2, "ab")
+    assert all(map(math.isnan, nothing[:3]))
 
 
 def test_coverage_where_observations_of_a_cluster_are_alike() -> None:

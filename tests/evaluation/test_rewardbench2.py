@@ -103,6 +103,18 @@ def test_ties() -> None:
         best_of_scores([row_of([1], [0], "Ties", "5")])
 
 
+def test_an_interval_where_all_ties_are_right() -> None:
+    """The bootstrap sees almost no spread: the ends are Wilson's, of as many right of as many."""
+    perfect = [([5.0, 5.1 + i / 100], [0.0, 1.0], [6.0], [0.0]) for i in range(20)]
+    (found,) = best_of_scores(ties(perfect))["subsets"]
+    z = 1.959964
+    assert found["low"] == pytest.approx(found["value"] - z**2 / (20 + z**2), abs=1e-3)
+    assert found["high"] == pytest.approx(found["value"], abs=2e-3)
+    none = [([0.0, 1.0], [2.0 + i / 100, 0.0], [0.0], [1.0]) for i in range(20)]
+    (found,) = best_of_scores(ties(none))["subsets"]
+    assert found["high"] == pytest.approx(found["value"] + z**2 / (20 + z**2), abs=1e-3)
+
+
 def test_which_rows_it_is_for() -> None:
     row = row_of([1], [0, 0])
     assert is_best_of([row, row])

@@ -193,8 +193,9 @@ def test_the_verb_finds_them_from_sampled_rankings(place: Place, loss: str, size
 def test_the_verb_finds_them_from_sampled_pairs(place: Place) -> None:
     count = 20_000
     pairs = collapse(sample_pairs(problem(), count, seed=3))
-    found = place.train(pair_rows(LANGUAGE, pairs))
+    found = place.train(pair_rows(LANGUAGE, pairs), max_steps=100)
     assert rmse(found) * math.sqrt(count) < RATE
     # a margin that the preferences do not have ends elsewhere
-    wrong = place.train([{**row, "margin": 0.5} for row in pair_rows(LANGUAGE, pairs)])
+    other = [{**row, "margin": 0.5} for row in pair_rows(LANGUAGE, pairs)]
+    wrong = place.train(other, max_steps=100)
     assert rmse(wrong) * math.sqrt(count) > 2 * RATE

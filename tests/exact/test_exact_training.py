@@ -96,17 +96,17 @@ def test_dpo_on_sampled_pairs_comes_close(small: Place) -> None:
     assert sum(row["weight"] for row in rows) == 20_000 and len(rows) < 61
     best = best_policy(small.problem, BETA)
     assert distance(best, small.problem.reference) > 5 * SAMPLED
-    found = small.train(rows, beta=BETA, max_steps=100)
+    found = small.train(rows, beta=BETA, max_steps=60)
     assert REACHED < distance(best, found) < SAMPLED
     few = pair_rows(small.language, collapse(sample_pairs(small.problem, 200, seed=0)))
-    assert distance(best, small.train(few, beta=BETA, max_steps=80)) > SAMPLED
+    assert distance(best, small.train(few, beta=BETA, max_steps=60)) > SAMPLED
 
 
 @pytest.mark.parametrize("wrong", wrong_losses.DPO, ids=lambda f: f.__name__)
 def test_wrong_variants_of_dpo_end_elsewhere(small: Place, wrong: Any) -> None:
     best = best_policy(small.problem, BETA)
     loss = {"file": f"{LOSSES}:{wrong.__name__}", "beta": BETA}
-    assert distance(best, small.train(exact_rows(small), loss=loss, max_steps=80)) > SAMPLED
+    assert distance(best, small.train(exact_rows(small), loss=loss, max_steps=40)) > SAMPLED
 
 
 @pytest.mark.slow

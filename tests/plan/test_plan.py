@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.tiny_runs import answers, make_tokenizer, pairs, save_tiny_model, write_rows
+from tests.tiny_runs import pairs, save_tiny_model, write_rows
 from transformers import AutoConfig
 
 from trimtab.cli import main
-from trimtab.config.recipe_files import recipe_files
+from trimtab.cli.plan_verb import _verb
+from trimtab.config.recipe_files import COMPARE, recipe_files
 from trimtab.config.resolve import resolve
 from trimtab.data.batch import split_by_tokens
-from trimtab.errors import RecipeError
+from trimtab.errors import RecipeError, UsageError
 from trimtab.models import lora
 from trimtab.models.attention import install
 from trimtab.models.build import model_from_config
 from trimtab.models.forward import hidden_states
-from trimtab.models.save import save_model
 from trimtab.plan import plan as module
 from trimtab.plan.batches import split, tokens
 from trimtab.plan.flops import Tree, llama_shape
@@ -35,6 +32,7 @@ from trimtab.plan.skeleton import Skeleton
 from trimtab.plan.time import shape_of
 from trimtab.plan.trace import _Meter, batch_of, reading_work, training_work
 
+RECIPES = recipe_files()
 TREES = [Tree(20, (30, 10), 40), Tree(1, (64,), 64), Tree(40, (25, 25, 25), 70)]
 SIZES = {
     "hidden_size": 64,
@@ -58,6 +56,7 @@ def config_of(name: str) -> Any:
         ("llama", torch.float32, False),
         ("llama", torch.bfloat16, True),
         pytest.param("gemma3_text", torch.float32, False, marks=pytest.mark.slow),
+        ("qwen3", torch.float32, False),
         ("gpt2", torch.float32, False),
     ],
 )
@@ -267,95 +266,39 @@ def test_the_verb(
     assert capsys.readouterr().out.startswith("Usage: trimtab plan [VERB] [recipe.yaml]")
 
 
+def test_a_comparison_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("methods: {dpo: {verb: dpo}}\n")
+    words = [["recipes/compare/tiny.yaml"], ["compare/tiny"], ["own.yaml"]]
+    for given in (*words, ["compare", "own.yaml"], ["compare"], ["compare", "--json"]):
+        assert main(["plan", *given]) == 2
+        recipe = given[-1] if given[-1].endswith(("yaml", "tiny")) else "RECIPE"
+        assert capsys.readouterr().err == (
+            "trimtab: plan: takes the recipe of one run, and a comparison is many: trimtab compare "
+            f"{recipe} --dry-run lists them\n"
+        )
+
+
+def test_every_shipped_recipe_is_known_to_plan() -> None:
+    """Verb and keys, in little time; the plans themselves are below."""
+    for one in RECIPES:
+        if one.verb == COMPARE:
+            with pytest.raises(UsageError, match="a comparison is many"):
+                _verb([str(one.path)])
+        else:
+            verb, rest = _verb([f"recipes/{one.name}.yaml"])
+            assert resolve(verb, rest, env={}).verb == one.verb
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("one", recipe_files(), ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "one", [one for one in RECIPES if one.verb != COMPARE], ids=lambda one: one.name
+)
 def test_every_shipped_recipe_has_a_plan(one: Any) -> None:
     if one.name.startswith(("tiny/sft", "tiny/dpo")):
         pytest.skip("its model is what the recipe before it makes")
     found = plan(resolve(one.verb, [str(one.path)], env={}))
     assert found.memory.peak > found.weights * 2
     assert found.duration.step > 0
-
-
-# ---------------------------------------------------------------------- against a run
-
-MEASURE = """
-import json, sys
-from pathlib import Path
-import peft, torch
-import transformers.models.llama.modeling_llama
-import trimtab.algorithms.run
-from trimtab.cli import main
-def status(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-torch.randn(64, 64) @ torch.randn(64, 64)
-Path("/proc/self/clear_refs").write_text("5")
-before = status("VmRSS")
-assert main(sys.argv[1:]) == 0
-print(status("VmHWM") - before)
-"""
-
-
-def measured(words: list[str]) -> int:
-    """Peak of the resident set over what the libraries take, of a run in its own process.
-
-    Under the setting that keeps the C allocator from holding freed blocks: what it holds depends
-    on the sequence of sizes, and is measured in docs/plan.md.
-    """
-    name, _, value = TIGHT.partition("=")
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", name: value},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout.split()[-1])
-
-
-def words_of(verb: str, tmp_path: Path) -> list[str]:
-    """A model of 3 M weights on rows of some 100 tokens: a few hundred MB."""
-    rows = pairs(24) if verb == "dpo" else answers(24)
-    for row in rows:  # longer ones
-        for name in ("chosen", "rejected", "completion"):
-            if name in row:
-                row[name] = " ".join([row[name]] * 8)
-    data = write_rows(tmp_path / f"{verb}.jsonl", rows)
-    folder = tmp_path / "model"
-    if not folder.exists():
-        wide = {"intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4}
-        save_wide_model(folder, {**SIZES, **wide, "hidden_size": 256, "num_key_value_heads": 4})
-    return [
-        *(verb, "--model", str(folder), "--dataset", str(data), "--precision", "fp32"),
-        *("--max-steps", "1", "--per-device-train-batch-size", "24", "--token-budget", "3000"),
-        *("--sample-prompts", "0", "--quiet", "--cache-dir", str(tmp_path / "cache")),
-        *("--output-dir", str(tmp_path / f"run-{verb}")),
-    ]
-
-
-def save_wide_model(folder: Path, sizes: dict[str, Any]) -> None:
-    tokenizer = make_tokenizer()
-    more = {"vocab_size": len(tokenizer), "seed": 0, "dtype": torch.float32}
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
-    save_model(model_from_config("llama", sizes, **more, **ids), tokenizer, folder)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and sets glibc's allocator")
-@pytest.mark.parametrize(
-    ("verb", "more"),
-    [
-        ("sft", []),
-        ("dpo", []),
-        ("dpo", ["--use-peft"]),
-        ("simpo", []),
-    ],
-)
-def test_a_run_takes_what_was_planned(verb: str, more: list[str], tmp_path: Path) -> None:
-    words = words_of("dpo" if verb == "simpo" else verb, tmp_path)
-    words = [verb, *words[1:], *more]
-    planned = plan(resolve(verb, words[1:], env={})).memory
-    assert planned.tight < planned.peak
-    assert planned.tight == pytest.approx(measured(words), rel=0.15)

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.report.test_page import EVIL, dpo_run, text_of, write_run
 
@@ -28,6 +30,12 @@ def cells(page: str, caption: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in found}
 
 
+def chart_of(page: str, title: str) -> str:
+    """The chart whose title begins so."""
+    charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    return next(one for one in charts if f"<title>{title}" in one)
+
+
 # ---------------------------------------------------------------------- demo
 
 
@@ -42,17 +50,30 @@ def model(gold: float, learned: float, kl: float) -> dict[str, Any]:
     }
 
 
+def checkpoints(end: dict[str, Any]) -> list[dict[str, Any]]:
+    """A model's way: two thirds of the gain at a third of the KL, and its end."""
+    gold, kl = end["gold_reward"]["mean"], end["kl"]["mean"]
+    half = {"step": 16, "gold": measured(0.481 + 2 * (gold - 0.481) / 3, 0.02),
+            "kl": measured(kl / 3, 0.3), "learned": measured(-0.3, 0.2)}  # fmt: skip
+    return [half, {"step": None, "gold": end["gold_reward"], "kl": end["kl"],
+                   "learned": end["learned_reward"]}]  # fmt: skip
+
+
 def write_demo(folder: Path, **models: dict[str, Any]) -> Path:
     told = {"pretrain": model(0.4, -1.9, 3), "sft": model(0.481, -1.3, 0), **models}
     summary = {
         "seed": 0, "seeds": 1, "requests": 192, "tellings": 2, "kl": "k1", "models": told,
         "intervals": "95 %, bootstrap over requests", "demonstrations_gold_reward": 0.65045,
         "stages": {"dpo": "it learns to prefer"}, "seconds": 280.1,
+        "frontier": [{"method": name, "points": checkpoints(told[name])} for name in models],
     }  # fmt: skip
     dpo_run(folder / "dpo", keys={"model_name_or_path": str(folder / "sft")})
-    rewards = {"rewards/reward/mean": 1.0, "rewards/gold/mean": 0.5}
+    rewards = {"rewards/reward/mean": 1.0, "watch/gold/mean": 0.5}
     log = [{"step": s, "loss": 0.1, "reward": s / 4, "objective/kl": s, **rewards} for s in (4, 8)]
     write_run(folder / "ppo", "ppo", log, keys={"reward_model": "runs/reward"})
+    rollout = {"reward": [0.5, 1.5], "watch/gold": [0.25, 0.75], "tokens": [70, 90]}
+    (folder / "ppo" / "completions").mkdir()
+    pq.write_table(pa.table(rollout), folder / "ppo" / "completions" / "rollout_0.parquet")
     (folder / "stories").mkdir()
     for place, name in enumerate(told):
         line = {"request": f"A story, {EVIL}", "story": f"{name} {EVIL}", "gold": 0.1 * place,
@@ -89,10 +110,35 @@ def test_a_demo_in_numbers(tmp_path: Path) -> None:
     assert stages["dpo"][0] == "dpo" and stages["dpo"][4:6] == ["10", "190 k"]
     for name in ("frontier", "calibration", "tokens"):
         assert f'id="{name}"' not in page
-    charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    frontier = next(c for c in charts if "Gold reward against KL" in c)
-    assert "dpo: 0.674 [0.662, 0.686] at 4.80 [4.40, 5.20]" in frontier
-    assert "KL to sft, nats a story" in frontier and ">gold reward<" in frontier
+    ends = chart_of(page, "Gold reward against KL")
+    assert "dpo: 0.674 [0.662, 0.686] at 4.80 [4.40, 5.20]" in ends
+    assert "KL to sft, nats a story" in ends and ">gold reward<" in ends
+
+
+def test_the_frontier_of_a_demo_has_every_checkpoint(tmp_path: Path) -> None:
+    folder = write_demo(tmp_path / "demo", ppo=model(0.6704, 1.03, 4.3), dpo=model(0.67, 0.8, 4.8))
+    page = write_report(folder).read_text()
+    frontier = chart_of(page, "Frontier: gold reward gained for KL to sft")
+    assert re.findall(r"<title>(\w+, .*?): ", frontier) == [
+        "ppo, step 16", "ppo, its end", "dpo, step 16", "dpo, its end"
+    ]  # fmt: skip
+    assert "dpo, step 16: 0.607 [0.587, 0.627] at 1.60 [1.30, 1.90]" in frontier
+    assert frontier.count('class="l0" style="stroke-width:1.5"') == 2 * (1 + 2 * 2), "both ways"
+    assert "upright: gold reward" in frontier and "across: KL to sft, nats a story" in frontier
+    assert all(f'class="b">{name}</text>' in frontier for name in ("ppo", "dpo"))
+    rows = re.findall(r'<tr><th scope="row">dpo</th><td class="n">16</td>(.*?)</tr>', page)
+    assert "0.607 [0.587, 0.627]" in rows[0] and "1.60 [1.30, 1.90]" in rows[0]
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["frontier"]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert "Frontier: gold reward gained" not in write_report(folder).read_text(), "an older demo"
+
+
+def test_the_gold_reward_of_ppo_is_watched(tmp_path: Path) -> None:
+    page = write_report(write_demo(tmp_path / "demo", ppo=model(0.67, 1, 4))).read_text()
+    assert "only watched: gold" in chart_of(page, "Reward: ppo")
+    assert "gold, only watched" in chart_of(page, "Watched and optimised reward: ppo")
+    assert "Only watched, on rollouts: gold 0.500 to 0.500." in text_of(page)
 
 
 def test_a_demo_without_a_clear_gain_says_so(tmp_path: Path) -> None:
@@ -179,16 +225,43 @@ def test_a_comparison_in_numbers(tmp_path: Path) -> None:
     assert "gold 0.250 learned −0.500 77 tokens" in said and "dpo.beta [0.1]" in said
     assert "<script" not in page and len(page.encode()) < MOST_BYTES
     assert "failed: rloo, seed 1 loss not finite <script>" in said
-    chart = next(
-        c for c in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if "Reward against KL" in c
-    )
+    chart = chart_of(page, "Reward against KL")
     assert "a panel each" in chart and "upright: gold" in chart, "nine are too many for one chart"
     assert all(f">{name}</text>" in chart for name in methods)
     assert "m3 beta 0.1, step 16: 0.610 [0.590, 0.630] at 4.00 [3.80, 4.20]" in chart
 
 
+def test_a_comparison_shows_length_and_where_its_values_came_from(tmp_path: Path) -> None:
+    folder = write_comparison(
+        tmp_path / "two", ["dpo", "ppo"],
+        recipe={"seeds": [0, 1], "samples": 2, "methods": {"dpo": {"beta": "0.1"}}},
+        recipe_from={"methods.dpo.beta": "recipes/x.yaml:7", "seeds": "command line"},
+    )  # fmt: skip
+    record = json.loads((folder / "comparison.json").read_text())
+    more = {**record["points"][0], "step": 4, "length": measured(99.0, 1), "gold": measured(0.4, 0)}
+    lines = record["frontier"]
+    record["curves"] = [{**line, "points": [*line["points"], more]} for line in lines]
+    (folder / "comparison.json").write_text(json.dumps(record))
+    example = {"segments": [{"name": "prompt", "ids": [7], "tokens": [" egg"], "trained": [0]}]}
+    write_report(dpo_run(folder / "runs" / "dpo", about={"example": example}))
+    page = write_report(folder).read_text()
+    chart = chart_of(page, "Reward against length")
+    assert ">length, tokens</text>" in chart and ">gold</text>" in chart
+    told = re.findall(r"<title>((?:dpo|ppo) .*?): ", chart)
+    assert told == [
+        f"{name} beta 0.1, step {step}" for name in ("dpo", "ppo") for step in (4, 8, 16)
+    ]
+    rows = cells(page, "What was chosen")
+    assert rows == {"key": ["value", "from"], "seeds": ["[0, 1]", "command line"],
+                    "methods.dpo.beta": ["0.1", "recipes/x.yaml:7"]}  # fmt: skip
+    said = text_of(page)
+    assert "samples 2 default" in said and "dpo, seed 0 runs/dpo/report.html" in said
+    assert "ppo, seed 0 runs/ppo" not in said, "it is not there"
+    assert 'id="runs"' in page and "␣egg" in page
+
+
 def test_a_comparison_of_everything_stays_small(tmp_path: Path) -> None:
-    methods = [f"method {i}" for i in range(24)]
+    methods = [f"method {i}" for i in range(30)]
     folder = write_comparison(tmp_path / "large", methods)
     record = json.loads((folder / "comparison.json").read_text())
     record["points"] *= 40

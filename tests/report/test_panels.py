@@ -52,7 +52,11 @@ def test_higher_is_higher_and_further_is_further() -> None:
 def test_others_are_grey_behind_and_faint_points_are_small() -> None:
     own = [Point(1.0, 0.6, hint="a"), Point(2.0, 0.7, hint="b")]
     svg = drawn([Panel("one", own, faint=[Point(1.5, 0.5, hint="seen")]), Panel("two", own)])
-    assert svg.count('class="a" fill="none"') == 2, "each panel has the other's line"
+    (name,) = re.findall(r'<path id="([^"]+)" d="[^"]*" class="a" fill="none"', svg)
+    assert svg.count(f'<use href="#{name}"') == 1, "the second panel has the lines of the first"
+    right, down = re.findall(r'<use [^>]* x="([\d.]+)" y="([\d.]+)" class="a"/>', svg)[0]
+    (x0, y0), *_, (x1, y1) = marks(svg)[1::2]
+    assert (x1 - x0, y1 - y0) == pytest.approx((float(right), float(down)), abs=0.11)
     assert svg.count('r="2.2"') == 1 and "seen" in svg
 
 

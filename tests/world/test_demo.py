@@ -13,6 +13,7 @@ import torch
 from trimtab.config.resolve import recipe_from_kwargs
 from trimtab.errors import UsageError
 from trimtab.models.tokenizers import train_byte_level_bpe
+from trimtab.report.svg import bare
 from trimtab.world import demo, demo_stories
 from trimtab.world.corpus import held_out_requests, pretrain_documents, sft_rows
 from trimtab.world.demo_stages import FAST, FULL, PASSES, Size, stages
@@ -63,9 +64,11 @@ def test_the_demo_leaves_every_number(tmp_path: Path, capsys: pytest.CaptureFixt
     assert ways == {"ppo": [2, None], "dpo": [1, None], "simpo": [1, None], "orpo": [1, None]}
     for one in found["frontier"]:
         assert one["points"][-1]["gold"] == found["models"][one["method"]]["gold_reward"]
-    assert (first / "frontier.svg").read_text().startswith("<svg")
+    drawn = (first / "frontier.svg").read_text()
+    assert drawn.startswith("<svg")
     assert f"report: {first / 'report.html'}" in said
     page = (first / "report.html").read_text()
+    assert "ppo, step 2: " in drawn and bare(drawn).strip() in page
     assert all(f'id="{part}"' in page for part in ("charts", "samples", "calibration", "tokens"))
     asked, answered = (
         prompts(first / "data" / f"{name}.jsonl") for name in ("prompts", "rankings")

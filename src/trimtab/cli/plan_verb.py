@@ -44,8 +44,11 @@ def plan(tokens: Sequence[str]) -> int:
 
 
 def _verb(tokens: list[str]) -> tuple[str, list[str]]:
-    """The verb, and what is the training verb's own line."""
-    from trimtab.config.recipe_files import verb_of_file
+    """The verb, and what is the training verb's own line.
+
+    UsageError for a comparison, which is many runs, and for what is neither verb nor recipe.
+    """
+    from trimtab.config.recipe_files import COMPARE, verb_of_file
     from trimtab.config.resolved import RESOLVED_NAME
     from trimtab.config.suggest import did_you_mean
     from trimtab.config.verbs import VERBS
@@ -54,6 +57,9 @@ def _verb(tokens: list[str]) -> tuple[str, list[str]]:
     first = tokens[0]
     if first in VERBS:
         return first, tokens[1:]
+    if first == COMPARE:
+        named = len(tokens) > 1 and not tokens[1].startswith("-")
+        raise _comparison(tokens[1] if named else "RECIPE")
     path = Path(first)
     if (path / RESOLVED_NAME).is_file():
         path = path / RESOLVED_NAME
@@ -69,4 +75,13 @@ def _verb(tokens: list[str]) -> tuple[str, list[str]]:
             f"plan: {first} does not say which verb it is for; trimtab plan VERB {first}, or a "
             "line 'verb: dpo' in it"
         )
+    if verb == COMPARE:
+        raise _comparison(first)
     return verb, tokens
+
+
+def _comparison(recipe: str) -> UsageError:
+    return UsageError(
+        "plan: takes the recipe of one run, and a comparison is many: trimtab compare "
+        f"{recipe} --dry-run lists them"
+    )

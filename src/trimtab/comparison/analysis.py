@@ -65,7 +65,7 @@ class Fallen:
 
 
 class Analysis:
-    """Everything that a comparison says, from one set of resamples."""
+    """Everything that a comparison says. What is of answers comes from one set of resamples."""
 
     def __init__(self, measured: Measured, levels: Sequence[float], seed: int = 0) -> None:
         self.measured = measured

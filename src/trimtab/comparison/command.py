@@ -189,6 +189,7 @@ class _Comparison:
             "command": self.command,
             "seconds": round(seconds, 1),
             "failed": self.failed,
+            "recipe_from": self.read.origins(),
             "verdict": verdict(analysis, judge),
         }
         whole = record(self.plan, analysis, told)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,20 @@ class Read:
             key = key.rpartition(".")[0]
         return "recipe"
 
+    def origins(self) -> dict[str, str]:
+        """Where each value of the recipe was given; those that are left out are defaults."""
+        return {key: self.places[key] for key in _leaves(self.recipe.model_dump(), "")
+                if key in self.places}  # fmt: skip
+
+
+def _leaves(value: Any, path: str) -> Iterator[str]:
+    """The dotted keys of all values but groups."""
+    inside = as_mapping(value)
+    if not inside:
+        yield path
+    for key, one in (inside or {}).items():
+        yield from _leaves(one, f"{path}.{key}" if path else key)
+
 
 def read_recipe(tokens: Sequence[str]) -> Read:
     """``recipe.yaml [--key value | --group.key value]``; RecipeError for what is wrong with it."""
@@ -80,9 +94,11 @@ def read_recipe(tokens: Sequence[str]) -> Read:
                 f"trimtab {VERB}"
             )
     for path, word in given.items():
-        _put(values, path, parse(word, COMMAND_LINE).value)
+        text = parse(word, COMMAND_LINE)
+        _put(values, path, text.value)
         places = {k: v for k, v in places.items() if not k.startswith(f"{path}.")}
-        places[path] = COMMAND_LINE
+        places |= {f"{path}.{inner}" if inner else path: COMMAND_LINE for inner in text.lines}
+        places[path] = COMMAND_LINE  # of nothing, too
 
     try:
         recipe = CompareRecipe.model_validate(values)

@@ -56,7 +56,10 @@ def budget_sentence(plan: Plan) -> str:
 
 
 def record(plan: Plan, analysis: Analysis, told: Json) -> Json:
-    """The whole file; ``told`` has command, seconds, failed cells and the verdict."""
+    """The whole file; ``told`` has command, seconds, failed cells and the verdict.
+
+    And ``recipe_from``: where the values of the recipe that are no defaults were given.
+    """
     base, measured = analysis.base, analysis.measured
     proxy = proxy_name(plan)
     return {
@@ -67,6 +70,7 @@ def record(plan: Plan, analysis: Analysis, told: Json) -> Json:
         "seconds": told["seconds"],
         "environment": describe_environment(),
         "recipe": json.loads(plan.recipe.model_dump_json()),
+        "recipe_from": told["recipe_from"],
         "budget": {
             "unit": plan.recipe.budget.unit,
             "amount": plan.recipe.budget.amount,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from trimtab.comparison.analysis import Analysis
+from trimtab.comparison.analysis import Analysis, Pair
 from trimtab.comparison.cells import Plan
 from trimtab.comparison.measured import Setting
 from trimtab.comparison.record import KL_ESTIMATOR, budget_sentence, judge_name, proxy_name
 from trimtab.comparison.verdict import told
 from trimtab.config.compare_recipe import BASE
+from trimtab.intervals import Interval
 
 
 def markdown(plan: Plan, analysis: Analysis, said: dict[str, Any]) -> str:
@@ -38,9 +39,13 @@ def markdown(plan: Plan, analysis: Analysis, said: dict[str, Any]) -> str:
         "## Win rates",
         "",
         "Of the row over the column, ties half; **bold**: not one half, after Holm's correction "
-        f"for {len(analysis.pairs)} comparisons. The second number is the length-controlled rate.",
+        f"for {len(analysis.pairs)} comparisons.",
         "",
-        *_wins(analysis),
+        *_wins(analysis, lambda pair: (pair.win_rate, pair.differs)),
+        "",
+        "Length-controlled: what would be won at equal length. Nothing is tested here.",
+        "",
+        *_wins(analysis, lambda pair: (pair.length_controlled, False)),
     ]
     if any(level.gold for level in analysis.at_kl):
         lines += ["", "## Within the same KL", "", *_levels(analysis)]
@@ -83,7 +88,8 @@ def _line(analysis: Analysis, name: str, one: Setting) -> str:
     )
 
 
-def _wins(analysis: Analysis) -> list[str]:
+def _wins(analysis: Analysis, of: Callable[[Pair], tuple[Interval, bool]]) -> list[str]:
+    """A rate of every two with its interval; ``of`` says it, and whether it is bold."""
     names = [
         *sorted(analysis.chosen, key=lambda n: -analysis.of(analysis.chosen[n], "gold").mean),
         BASE,
@@ -95,10 +101,8 @@ def _wins(analysis: Analysis) -> list[str]:
             if a == b:
                 cells.append("-")
                 continue
-            pair = analysis.pair(a, b)
-            rate = f"{pair.win_rate.mean:.2f}"
-            rate = f"**{rate}**" if pair.differs else rate
-            cells.append(f"{rate} / {pair.length_controlled.mean:.2f}")
+            rate, bold = of(analysis.pair(a, b))
+            cells.append(f"**{told(rate, 2)}**" if bold else told(rate, 2))
         lines.append(row([a, *cells]))
     return lines
 

@@ -39,6 +39,10 @@ OF_VERB: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "micro_batch_size": "it is computed in TRL; micro-batches are filled up to "
             "token_budget; remove it",
         },
+        "online_dpo": {
+            "max_length": "a prompt is bounded by max_prompt_length, and a response by "
+            "max_completion_length; remove it",
+        },
         "orpo": {
             "max_completion_length": "prompt and response share max_length; max_prompt_length "
             "bounds the prompt",
@@ -66,7 +70,10 @@ _OTHER_DRAWS = (
     "be of another distribution (trimtab sample has top_k and top_p); remove it"
 )
 _COMPUTED = "it is computed, and set by nobody; remove it"
-_KEPT = "rollouts are kept in rollouts/, samples of fixed prompts in completions/; remove it"
+_KEPT = (
+    "every rollout is a table, completions/rollout_*.parquet, beside the answers to fixed prompts, "
+    "completions/completions_*.parquet; remove it"
+)
 _NO_ENTROPY = "an entropy term is not offered; entropy is logged, and its fall diagnosed; remove it"
 _NO_HUB = "nothing is uploaded here; remove it"
 _ROWS = "rows are tokenised once and cached; remove it"

@@ -99,13 +99,13 @@ def text_card(
 def _scoring(rows: Sequence[ScoredRow], gold: bool, seed: int) -> dict[str, Any]:
     table = Comparisons.of(rows)
     return {
-        "accuracy": accuracy(table),
+        "accuracy": accuracy(table, seed),
         "calibration": calibration(table, seed),
         "length": length_bias(table, rows, seed),
         "gold": against_gold(table) if gold else None,
         "best_of_n": best_of_n(rows, seed) if gold else None,
         "margin": entry(cluster_mean(table.gap, table.prompt, seed=seed), table.prompts),
-        "rewardbench": subset_scores(rows),
+        "rewardbench": subset_scores(rows, seed),
         "scores": {
             "preferred": _spread(table.winner, table.prompt, seed),
             "other": _spread(table.loser, table.prompt, seed),

@@ -1,12 +1,13 @@
 """What a set of comparisons says about the scores that judged them: accuracy, calibration, length.
 
 Comparisons of one prompt are not independent, so every interval is over prompts: Wilson's with an
-effective count for shares, a bootstrap that draws whole prompts for the rest. All are at 95 %.
+effective count for shares, a sandwich for the calibration slope, a bootstrap that draws whole
+prompts for the rest. All are at 95 %.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 from trimtab.evaluation.comparisons import Comparisons, Flags, Floats, ScoredRow
 from trimtab.evaluation.statistics import (
     Interval,
+    centred_bootstrap,
     cluster_bootstrap,
     cluster_mean,
     cluster_numbers,
     clustered_share,
     ratio,
 )
+from trimtab.intervals import t_quantile
 
 BINS = 10  # of the reliability curve
 LEAST_IN_BIN = 20
@@ -28,17 +31,18 @@ MARGIN_BINS = 5
 _NULL_DRAWS = 1000
 
 
-def accuracy(found: Comparisons) -> dict[str, Any]:
+def accuracy(found: Comparisons, seed: int = 0) -> dict[str, Any]:
     """Share of comparisons whose preferred response scores higher, in all and in groups.
 
     ``per_prompt`` counts every prompt once, however many comparisons it has.
     """
     right = found.right
     per_prompt = _by_cluster(right, found.prompt)
+    every = cluster_mean(per_prompt, np.arange(len(per_prompt)), seed=seed)
     known = ~np.isnan(found.margin)
     return {
         "overall": share(right, found.prompt),
-        "per_prompt": entry(cluster_mean(per_prompt, np.arange(len(per_prompt))), len(per_prompt)),
+        "per_prompt": entry(every, len(per_prompt)),
         "score_ties": int((found.winner == found.loser).sum()),
         "by_source": by_name(found, found.source) if np.any(found.source != "") else [],
         "by_k": by_name(found, found.k),
@@ -151,16 +155,20 @@ def equal_mass(predicted: Floats, bins: int) -> NDArray[np.int64]:
 def expected_error(
     predicted: Floats, outcome: Floats, bins: NDArray[np.int64], prompts: Any, seed: int = 0
 ) -> Interval:
-    """Expected calibration error over given bins, with a bootstrap interval over prompts."""
+    """Expected calibration error over given bins, with a centred bootstrap over prompts.
+
+    What is covered has the noise of as many comparisons in it, as ``ece_if_calibrated`` has.
+    """
     columns = np.zeros((len(predicted), int(bins.max()) + 2))
     columns[np.arange(len(predicted)), bins] = predicted - outcome
     columns[:, -1] = 1
-    return cluster_bootstrap(
+    error = centred_bootstrap(
         lambda totals: np.abs(totals[:, :-1]).sum(axis=1) / totals[:, -1],
         columns,
         prompts,
         seed=seed,
     )
+    return error._replace(low=max(0.0, error.low) if np.isfinite(error.low) else error.low)
 
 
 def _null_error(predicted: Floats, bins: NDArray[np.int64], seed: int) -> dict[str, float]:
@@ -198,7 +206,7 @@ def confidence_curve(gap: Floats, prompts: NDArray[np.int64]) -> list[dict[str, 
 
 
 def calibration_slope(gap: Floats, prompts: NDArray[np.int64]) -> dict[str, Any] | None:
-    """Factor s that maximises sum log sigmoid(s gap), with a sandwich interval over prompts.
+    """Factor s that maximises sum log sigmoid(s gap), with a sandwich interval over prompts and t.
 
     Logistic regression of the outcome on the difference of scores, without intercept, which the
     symmetry of first and second rules out. None where no finite s is best: all comparisons are
@@ -213,11 +221,7 @@ def calibration_slope(gap: Floats, prompts: NDArray[np.int64]) -> dict[str, Any]
     reach = 1.0 / float(np.abs(gap).max())
     while slope_of(reach) > 0 or slope_of(-reach) < 0:
         reach *= 2
-    low, high = -reach, reach
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope_of(middle) > 0 else (low, middle)
-    best = (low + high) / 2
+    best = _root(gap, slope_of, reach)
     misses = sigmoid(-best * gap)
     numbers = cluster_numbers(prompts)
     scores = np.bincount(numbers, weights=gap * misses)
@@ -226,8 +230,27 @@ def calibration_slope(gap: Floats, prompts: NDArray[np.int64]) -> dict[str, Any]
     if clusters < 2:
         return entry(Interval(best, -np.inf, np.inf, len(gap)), clusters)
     spread = clusters / (clusters - 1) * float(np.square(scores).sum()) / information**2
-    half = 1.959964 * float(np.sqrt(spread))
+    half = t_quantile(0.95, clusters - 1) * float(np.sqrt(spread))
     return entry(Interval(best, best - half, best + half, len(gap)), clusters)
+
+
+def _root(gap: Floats, slope_of: Callable[[float], float], reach: float) -> float:
+    """Where a falling slope is 0 between -reach and reach: Newton's steps, halves where they leave.
+
+    The slope is that of sum log sigmoid(s gap).
+    """
+    low, high, best = -reach, reach, 0.0
+    for _ in range(100):
+        slope = slope_of(best)
+        low, high = (best, high) if slope > 0 else (low, best)
+        misses = sigmoid(-best * gap)
+        curve = float((np.square(gap) * misses * (1 - misses)).sum())
+        step = best + slope / curve if curve > 0 else low
+        following = step if low < step < high else (low + high) / 2
+        if abs(following - best) <= 1e-14 * reach:
+            return following
+        best = following
+    return best
 
 
 # ---------------------------------------------------------------------- length

@@ -60,7 +60,7 @@ SECTIONS: dict[str, dict[str, int]] = {
 """Subsets of every section with the number of their examples."""
 
 
-def subset_scores(rows: Sequence[ScoredRow]) -> dict[str, Any] | None:
+def subset_scores(rows: Sequence[ScoredRow], seed: int = 0) -> dict[str, Any] | None:
     """Accuracy by the rows' ``subset``; None where most rows have none.
 
     version   1, or 2 where the rows are of RewardBench 2
@@ -72,7 +72,7 @@ def subset_scores(rows: Sequence[ScoredRow]) -> dict[str, Any] | None:
     if sum(isinstance(name, str) for name in names) * 2 <= len(rows):
         return None
     if is_best_of(rows):
-        return best_of_scores(rows)
+        return best_of_scores(rows, seed)
     shares: dict[str, tuple[Interval, int]] = {}
     for name in dict.fromkeys(name for name in names if isinstance(name, str)):
         part = [row for row, own in zip(rows, names, strict=True) if own == name and row.pairs]

@@ -17,7 +17,8 @@ as the benchmark's own code has it; so its most is 1.01. The whole score is the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,9 +28,11 @@ from trimtab.errors import DataError
 from trimtab.evaluation.comparisons import ScoredRow
 from trimtab.evaluation.reward_statistics import entry
 from trimtab.evaluation.statistics import Interval, cluster_bootstrap, clustered_share
+from trimtab.intervals import wilson_interval
 
 SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
 TIES = "ties"
+_WEIGHTS = (0.3, 0.3, 0.2, 0.2, 0.01)
 
 Row = tuple[ScoredRow, str]
 
@@ -47,13 +50,13 @@ def credit(row: ScoredRow) -> float:
     return 1 / len(first) if 1.0 in first else 0.0
 
 
-def best_of_scores(rows: Sequence[ScoredRow]) -> dict[str, Any]:
+def best_of_scores(rows: Sequence[ScoredRow], seed: int = 0) -> dict[str, Any]:
     """As ``rewardbench.subset_scores``: subsets, no sections, the score where all six are there."""
     names = [row.extras.get("subset") for row in rows]
     shares: dict[str, tuple[Interval, int]] = {}
     for name in dict.fromkeys(name for name in names if isinstance(name, str)):
         part = [row for row, own in zip(rows, names, strict=True) if own == name]
-        found = _ties(part) if name.lower() == TIES else _share(part)
+        found = _ties(part, seed) if name.lower() == TIES else _share(part)
         if found is not None:
             shares[name] = found, len(part)
     by_name = {name.lower(): found for name, found in shares.items()}
@@ -93,7 +96,7 @@ class _Couple(NamedTuple):
     ref: ScoredRow | None
 
 
-def _ties(rows: Sequence[ScoredRow]) -> Interval | None:
+def _ties(rows: Sequence[ScoredRow], seed: int) -> Interval | None:
     """The score of the subset; None where there is no couple."""
     kinds: dict[str, dict[str, ScoredRow]] = {"tied": {}, "ref": {}}
     for row in rows:
@@ -109,8 +112,41 @@ def _ties(rows: Sequence[ScoredRow]) -> Interval | None:
     if not any(one.tied and one.ref for one in couples):
         return None
     columns = np.array([_columns(one) for one in couples])
-    found = cluster_bootstrap(_score, columns, numbers)
-    return found._replace(n=len(rows))
+    return ties_interval(columns, numbers, seed=seed)._replace(n=len(rows))
+
+
+def ties_interval(
+    columns: NDArray[np.float64],
+    couples: Sequence[Hashable],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """The score from what ``_columns`` has of every couple, with a bootstrap over couples.
+
+    Its ends go further where it sees no spread: of a share of which all are right, or none is, as
+    far as Wilson's interval does. Such shares move together, so these distances add up; to the
+    bootstrap's they are added in squares.
+    """
+    found = cluster_bootstrap(_score, columns, couples, resamples=resamples, seed=seed)
+    below, above = _unseen(columns.sum(axis=0))
+    return Interval(
+        found.mean,
+        found.mean - math.hypot(found.mean - found.low, below),
+        found.mean + math.hypot(found.high - found.mean, above),
+        found.n,
+    )
+
+
+def _unseen(totals: NDArray[np.float64]) -> tuple[float, float]:
+    """How much lower and higher the score may be by what was never seen to happen."""
+    tieds, refs, both = (int(count) for count in totals[-3:])
+    below = above = 0.0
+    for weight, right, count in zip(_WEIGHTS, totals, (tieds, refs, both, both), strict=False):
+        share = wilson_interval(float(right), count)
+        below += weight * (1 - share.low) * (right == count)
+        above += weight * share.high * (right == 0)
+    return below, above
 
 
 def _columns(couple: _Couple) -> list[float]:
@@ -137,4 +173,5 @@ def _lead_and_spread(row: ScoredRow) -> tuple[float, float]:
 
 def _score(totals: NDArray[np.float64]) -> NDArray[np.float64]:
     tied, ref, wider, hard, part, tieds, refs, both = totals.T
-    return 0.3 * tied / tieds + 0.3 * ref / refs + (0.2 * (wider + hard) + 0.01 * part) / both
+    a, b, c, d, e = _WEIGHTS
+    return a * tied / tieds + b * ref / refs + (c * wider + d * hard + e * part) / both

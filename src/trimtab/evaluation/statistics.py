@@ -2,14 +2,14 @@
 
 numpy only. Every interval is two-sided at ``confidence`` (95 % unless told otherwise), and every
 random draw is a function of ``seed``: the same values give the same interval, on every machine.
-How often each covers the truth is simulated in tests/evaluation/test_coverage.py, and told in
-docs/evaluation.md.
+How often each covers the truth is simulated in tests/evaluation/test_coverage.py and
+test_coverage_scores.py, and told in docs/evaluation.md.
 
-Bootstraps are BCa (bias-corrected and accelerated; Efron 1987, equations 2.3 and 6.6), which
-follows the skew of what is measured, at levels that are widened for the number of things drawn
-(Hesterberg 2015, 3.3): the plain percentiles of few values are narrow by sqrt((n - 1) / n) and know
-no more of the spread than a normal quantile. A share near 0 or 1 has no spread that a bootstrap
-could see: those are ``clustered_share``'s.
+Bootstraps but ``centred_bootstrap`` are BCa (bias-corrected and accelerated; Efron 1987, equations
+2.3 and 6.6), which follows the skew of what is measured, at levels that are widened for the number
+of things drawn (Hesterberg 2015, 3.3): the plain percentiles of few values are narrow by
+sqrt((n - 1) / n) and know no more of the spread than a normal quantile. A share near 0 or 1 has no
+spread that a bootstrap could see: those are ``clustered_share``'s.
 """
 
 from __future__ import annotations
@@ -191,6 +191,58 @@ def cluster_bootstrap(
     it is undefined (NaN) are left out. One cluster has an unbounded interval; ``n`` counts
     observations.
     """
+    estimate, values, without, n = _resampled(
+        statistic, columns, clusters, confidence, resamples, seed
+    )
+    if len(without) == 1:
+        return Interval(estimate, -np.inf, np.inf, n)
+    if not values.size:
+        return Interval(estimate, np.nan, np.nan, n)
+    low, high = np.quantile(values, bca_levels(values, estimate, without, confidence))
+    return Interval(estimate, float(low), float(high), n)
+
+
+def centred_bootstrap(
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    columns: ArrayLike,
+    clusters: Sequence[Hashable] | NDArray[np.int64],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """``cluster_bootstrap`` for a statistic that noise moves to one side, as it does sizes.
+
+    Resamples have the noise of the data and their own, so that they lie beside the estimate, which
+    BCa takes for a bias of the estimate. Here the estimate keeps its place: the lower end is as far
+    below it as the resamples' upper quantile is above their mean, and the other way round (the
+    basic bootstrap: Davison and Hinkley 1997, 5.2.1). What is covered is the mean over data sets of
+    as many clusters, noise included.
+    """
+    estimate, values, without, n = _resampled(
+        statistic, columns, clusters, confidence, resamples, seed
+    )
+    if len(without) == 1:
+        return Interval(estimate, -np.inf, np.inf, n)
+    if not values.size:
+        return Interval(estimate, np.nan, np.nan, n)
+    outside = tail(confidence)
+    below, above = np.quantile(values, (outside, 1 - outside)) - values.mean()
+    return Interval(estimate, estimate - float(above), estimate - float(below), n)
+
+
+def _resampled(
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    columns: ArrayLike,
+    clusters: Sequence[Hashable] | NDArray[np.int64],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> tuple[float, NDArray[np.float64], NDArray[np.float64], int]:
+    """The estimate, its resamples where it is defined, it without each cluster, observations.
+
+    Of one cluster there are no resamples.
+    """
     table = np.asarray(columns, dtype=np.float64)
     if table.ndim != 2 or table.size == 0 or len(clusters) != len(table):
         raise ValueError(
@@ -204,8 +256,9 @@ def cluster_bootstrap(
     np.add.at(totals, numbers, table)
     with np.errstate(divide="ignore", invalid="ignore"):
         estimate = float(statistic(totals.sum(axis=0, keepdims=True))[0])
+        without = statistic(totals.sum(axis=0) - totals)
         if len(totals) == 1:
-            return Interval(estimate, -np.inf, np.inf, len(table))
+            return estimate, np.empty(0), without, len(table)
         draws = np.random.Generator(np.random.Philox(key=seed))
         rows = max(1, _CHUNK // len(totals))
         found: list[NDArray[np.float64]] = []
@@ -213,13 +266,8 @@ def cluster_bootstrap(
             # Philox fills in order: the draws are the same however many are made at a time.
             counts = _counts(draws, min(rows, resamples - start), len(totals))
             found.append(statistic(counts @ totals))
-        without = statistic(totals.sum(axis=0) - totals)
     values = np.concatenate(found)
-    values = values[~np.isnan(values)]
-    if not values.size:
-        return Interval(estimate, np.nan, np.nan, len(table))
-    low, high = np.quantile(values, bca_levels(values, estimate, without, confidence))
-    return Interval(estimate, float(low), float(high), len(table))
+    return estimate, values[~np.isnan(values)], without, len(table)
 
 
 def bca_levels(

@@ -59,12 +59,16 @@ class Series(NamedTuple):
     """Points of one name; ``joined`` draws a line through them.
 
     ``marks`` says how points are marked: "all" of them, as "small" ones (a cloud), or "none".
+    ``start`` is where the line begins, without a mark; ``faint`` are further points, drawn small
+    and without intervals.
     """
 
     name: str
     points: Sequence[Point]
     joined: bool = True
     marks: Literal["all", "small", "none"] = "all"
+    start: Point | None = None
+    faint: Sequence[Point] = ()
 
 
 class Band(NamedTuple):
@@ -102,7 +106,7 @@ def line_chart(
     where it meets what the values span: they alone say how far the chart reaches.
     """
     assert len(series) <= SERIES_COUNT, "more series than can be told apart"
-    kept = [one._replace(points=[p for p in one.points if _finite(p.x, p.y)]) for one in series]
+    kept = [one._replace(points=_known(one.points), faint=_known(one.faint)) for one in series]
     entries = [(_mark(i, one), one.name) for i, one in enumerate(kept)]
     if diagonal is not None:
         entries.append((line(-9, 0, 9, 0, "r"), diagonal))
@@ -110,32 +114,46 @@ def line_chart(
         entries.append((patch(-9, -6, 18, 12, "k"), band.name))
     top, head = _head(title, entries, y.label)
     bottom = height + top - 60
-    values = [v for one in kept for p in one.points for v in (p.y, p.low, p.high) if _finite(v)]
+    every = [p for one in kept for p in one.points]
+    every += [Point(p.x, p.y) for one in kept for p in one.faint]
+    values = [v for p in every for v in (p.y, p.low, p.high) if _finite(v)]
     up = scale(y, values, bottom, top)  # type: ignore[arg-type]
     left = _left(y, up)
-    wide = [v for one in kept for p in one.points for v in (p.x, p.left, p.right) if _finite(v)]
+    wide = [v for p in every for v in (p.x, p.left, p.right) if _finite(v)]
     across = scale(x, wide, left, WIDTH - _RIGHT)  # type: ignore[arg-type]
     parts = [head, *_shade(band, across, up), frame(x, y, across, up)]
     if diagonal is not None:
         low, high = max(across.low, up.low), min(across.high, up.high)
         parts.append(line(across(low), up(low), across(high), up(high), "r"))
     for index, one in enumerate(kept):
-        places = [(across(p.x), up(p.y)) for p in one.points]
-        if one.joined and len(places) > 1:
-            parts.append(path(places, index))
-        for point, (px, py) in zip(one.points, places, strict=True):
-            if _finite(point.low, point.high):
-                parts.append(whisker(px, up(point.low), up(point.high), index, upright=True))  # type: ignore[arg-type]
-            if _finite(point.left, point.right):
-                ends = across(point.left), across(point.right)  # type: ignore[arg-type]
-                parts.append(whisker(py, *ends, index, upright=False))
-            if one.marks != "none":
-                small = one.marks == "small"
-                parts.append(marker(px, py, index, point.hint, small=small))
+        parts += _drawn(one, index, across, up)
     if not values:
         parts.append(label((left + WIDTH) / 2, (top + bottom) / 2, "no values", anchor="middle"))
     about = f"{y.label} over {x.label}: " + ", ".join(one.name for one in kept)
     return document(title, about, "".join(parts), WIDTH, bottom + 46)
+
+
+def _known(points: Sequence[Point]) -> list[Point]:
+    return [p for p in points if _finite(p.x, p.y)]
+
+
+def _drawn(one: Series, index: int, across: Scale, up: Scale) -> list[str]:
+    """A series: its line, its faint points, and its points with their intervals."""
+    places = [(across(p.x), up(p.y)) for p in one.points]
+    begin = [] if one.start is None else [(across(one.start.x), up(one.start.y))]
+    parts: list[str] = []
+    if one.joined and len(begin + places) > 1:
+        parts.append(path(begin + places, index))
+    parts += [marker(across(p.x), up(p.y), index, p.hint, small=True) for p in one.faint]
+    for point, (px, py) in zip(one.points, places, strict=True):
+        if _finite(point.low, point.high):
+            parts.append(whisker(px, up(point.low), up(point.high), index, upright=True))  # type: ignore[arg-type]
+        if _finite(point.left, point.right):
+            ends = across(point.left), across(point.right)  # type: ignore[arg-type]
+            parts.append(whisker(py, *ends, index, upright=False))
+        if one.marks != "none":
+            parts.append(marker(px, py, index, point.hint, small=one.marks == "small"))
+    return parts
 
 
 def _shade(band: Band | None, across: Scale, up: Scale) -> list[str]:

@@ -134,6 +134,7 @@ class Comparison(Lenient):
     seconds: float | None = None
     environment: dict[str, Any] = Field(default_factory=dict[str, Any])
     recipe: dict[str, Any] = Field(default_factory=dict[str, Any])
+    recipe_from: dict[str, str] | None = None  # key -> where it was given; None: not known
     budget: Budget
     judge: Judge
     proxy: Judge | None = None

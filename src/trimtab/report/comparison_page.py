@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trimtab.config.resolved import RecipeLine
 from trimtab.errors import UsageError
 from trimtab.report import parts, read
 from trimtab.report.blocks import (
@@ -24,8 +26,9 @@ from trimtab.report.blocks import (
     Section,
     Table,
 )
-from trimtab.report.comparison_file import Base, Chosen, Comparison, Line, Told
-from trimtab.report.measured import Measured, Place, by_name, plane
+from trimtab.report.comparison_charts import frontier
+from trimtab.report.comparison_file import Base, Chosen, Comparison, Examined, Told
+from trimtab.report.measured import Measured, by_name
 from trimtab.report.run import Run, chain, is_run, load_run
 from trimtab.report.words import count, cut, duration, large, listed, number
 
@@ -46,14 +49,15 @@ def comparison_page(folder: Path) -> Page:
         raise UsageError(f"{folder / NAME}: has no verdict or no points")
     runs = runs_of(found, folder)
     sections = [
-        Section("frontier", "The frontier", frontier(found)),
+        Section("frontier", "The frontier", [*frontier(found), *_at_kl(found)]),
         Section("best", "The best of each method", best(found)),
         Section("pairs", "Every pair of methods", pairs(found)),
         Section("samples", "The same prompts, every method", samples(found)),
         _ladder(found),
         Section("warnings", "Warnings, and what to do", _warnings(found, runs)),
         Section("points", "Every checkpoint that was examined", [_points(found)]),
-        Section("recipe", "Recipe", _recipe(found.recipe)),
+        Section("runs", "The runs, and a row as one of them saw it", _runs(found, runs, folder)),
+        Section("recipe", "Recipe", _recipe(found)),
         Section("machine", "Budget, versions, seeds, hardware, time", [_machine(found)]),
         Section("commands", "Run it again", [_commands(found, folder)]),
     ]
@@ -70,8 +74,7 @@ def runs_of(found: Comparison, folder: Path) -> list[Run]:
     """The runs that are still in the folder; a checkpoint's is the folder above it."""
     runs: dict[Path, Run] = {}
     for point in found.points:
-        path = folder / point.run
-        place = path if is_run(path) else path.parent
+        place = _run_of(point, folder)
         if point.run and place not in runs and is_run(place) and len(runs) < _RUNS:
             try:
                 runs[place] = load_run(place)
@@ -80,87 +83,12 @@ def runs_of(found: Comparison, folder: Path) -> list[Run]:
     return list(runs.values())
 
 
-# ---------------------------------------------------------------------- frontier
+def _run_of(point: Examined, folder: Path) -> Path:
+    path = folder / point.run
+    return path if is_run(path) else path.parent
 
 
-def frontier(found: Comparison) -> list[Block]:
-    """Gold against KL, gold against proxy, length and text loss against KL."""
-    gold, base = found.judge.name, found.base
-    better = "Up" if found.judge.higher_is_better else "Down"
-    kl = f"KL to {base.name}, nats a response"
-    drawn = [
-        Figure(
-            plane(
-                _lines(found.frontier, "kl", "gold"),
-                title="Reward against KL",
-                x=kl,
-                y=gold,
-                base=Place(base.name, _ZERO, base.gold),
-                dots=_lines(found.curves, "kl", "gold"),
-            ),
-            f"{better} is better, left is nearer to {base.name}: a method whose line lies above "
-            "another's gains more at the same KL. Lines join the frontier of each method by "
-            f"growing KL; bars are 95 % intervals {_over(found)}.",
-        )
-    ]
-    lines = _lines(found.frontier, "proxy", "gold")
-    if found.proxy is not None and lines:
-        chart = plane(
-            lines,
-            title="Reward against its proxy",
-            x=f"{found.proxy.name}, which was trained on",
-            y=gold,
-            base=None if base.proxy is None else Place(base.name, base.proxy, base.gold),
-        )
-        drawn.append(Figure(chart, _PROXY))
-    for measure, title, unit, says in _BESIDE:
-        lines, start = _lines(found.frontier, "kl", measure), getattr(base, measure)
-        if lines:
-            place = None if start is None else Place(base.name, _ZERO, start)
-            drawn.append(Figure(plane(lines, title=title, x=kl, y=unit, base=place), says))
-    notes = [f"KL is {found.kl_estimator}." if found.kl_estimator else ""]
-    notes.append(f"Intervals: {found.intervals}." if found.intervals else "")
-    return [Figures(drawn), *(Prose(note) for note in notes if note), *_at_kl(found)]
-
-
-_ZERO = Measured(mean=0, low=0, high=0)
-_PROXY = (
-    "A line that goes right without going up is over-optimisation: what is gained are mistakes of "
-    "the proxy."
-)
-_BESIDE = (
-    (
-        "length",
-        "Length of answers against KL",
-        "length, tokens",
-        "Length that runs away with KL is often what the reward pays for.",
-    ),
-    (
-        "text_loss",
-        "Loss on held-out text against KL",
-        "nats a token",
-        "The tax: how much worse a model has become at text that nobody rewarded.",
-    ),
-)
-
-
-def _over(found: Comparison) -> str:
-    seeds = f" and {len(found.seeds)} seeds" if len(found.seeds) > 1 else ""
-    return f"over {found.prompts:,} held-out prompts{seeds}"
-
-
-def _lines(lines: Sequence[Line], across: str, up: str) -> dict[str, list[Place]]:
-    """By method its checkpoints that have both measures, by growing ``across``."""
-    found: dict[str, list[Place]] = {}
-    for line in lines:
-        places = [
-            Place(f"{line.method} {point.label}, step {point.step:,}", x, y)
-            for point in line.points
-            if (x := getattr(point, across)) is not None and (y := getattr(point, up)) is not None
-        ]
-        if places:
-            found[line.method] = sorted(places, key=lambda place: place.across.mean)
-    return found
+# ---------------------------------------------------------------------- tables
 
 
 def _at_kl(found: Comparison) -> list[Block]:
@@ -172,9 +100,6 @@ def _at_kl(found: Comparison) -> list[Block]:
     head = ["method", *(f"{number(level.kl)} nats" for level in found.at_kl)]
     caption = f"{found.judge.name} at equal KL, interpolated along each frontier"
     return [Table(caption, head, rows, tuple(range(1, len(head))))]
-
-
-# ---------------------------------------------------------------------- tables
 
 
 def best(found: Comparison) -> list[Block]:
@@ -347,19 +272,68 @@ def _ladder(found: Comparison) -> Section:
         return Section("ladder", "", [])
 
 
-def _recipe(values: Mapping[str, Any]) -> list[Block]:
-    rows = [[key, cut(str(value), 240)] for key, value in _flat(values)]
-    return [Table("The recipe, every value", ["key", "value"], rows)] if rows else []
+def _recipe(found: Comparison) -> list[Block]:
+    """As of a run: what was chosen, and below it every value, each with where it came from."""
+    values = list(_flat(found.recipe))
+    if not values:
+        return []
+    if found.recipe_from is None:
+        rows = [[key, cut(text, 240)] for key, text in values]
+        return [Table("The recipe, every value", ["key", "value"], rows)]
+    alone = [one for one in values if "." not in one[0]]
+    return parts.recipe(
+        [
+            RecipeLine(
+                key.partition(".")[0] if "." in key else "The comparison",
+                key,
+                text,
+                found.recipe_from.get(key, "default"),
+            )
+            for key, text in [*alone, *(one for one in values if "." in one[0])]
+        ]
+    )
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys with their values in YAML's words."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            found += _flat(value, f"{before}{key}.")
+            yield from _flat(value, f"{before}{key}.")
         else:
-            found.append((f"{before}{key}", value))
-    return found
+            yield f"{before}{key}", _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, Mapping) and value:
+        return f"{{{', '.join(f'{key}: {_text(one)}' for key, one in value.items())}}}"
+    return json.dumps(value)
+
+
+def _runs(found: Comparison, runs: Sequence[Run], folder: Path) -> list[Block]:
+    """Where the page of each chosen run is, and one row as a model saw it."""
+    facts: list[tuple[str, str]] = []
+    for one in found.chosen:
+        for point in found.points:
+            same = (point.method, point.label, point.step) == (one.method, one.label, one.step)
+            if same and point.run and (_run_of(point, folder) / _PAGE).is_file():
+                name = point.run.partition("/checkpoint-")[0]
+                facts.append((f"{one.method}, seed {point.seed}", f"{name}/{_PAGE}"))
+                break
+    blocks: list[Block] = [Prose(_PAGES), Facts(facts)] if facts else []
+    shown = next((tokens for run in runs if (tokens := parts.tokenised(run))), [])
+    return [*blocks, *shown]
+
+
+_PAGE = "report.html"
+_PAGES = (
+    "Every run has a page of its own in its folder, with its curves and what is healthy, its "
+    "warnings, a row as the model saw it and its whole recipe; trimtab report FOLDER writes it "
+    "again. Seen from the folder of this comparison, those of the chosen checkpoints are:"
+)
 
 
 def _machine(found: Comparison) -> Block:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from pydantic import Field
 
 from trimtab.errors import UsageError
 from trimtab.report import parts, read
@@ -15,7 +12,6 @@ from trimtab.report.blocks import (
     Block,
     Commands,
     Facts,
-    Figure,
     Figures,
     Fold,
     Page,
@@ -24,18 +20,16 @@ from trimtab.report.blocks import (
     Section,
     Table,
 )
-from trimtab.report.charts import Axis, Series, line_chart
 from trimtab.report.curves import curves_of
-from trimtab.report.measured import Lenient, Measured, Place, by_name, plane
+from trimtab.report.demo_charts import charts
+from trimtab.report.demo_file import FIRST, REFERENCE, SUMMARY, Summary, stories
+from trimtab.report.measured import Measured
 from trimtab.report.read import Record
 from trimtab.report.run import Run, is_run, load_run
-from trimtab.report.samples import cloud, gold_and_proxy, rollout_tables
-from trimtab.report.svg import bare
 from trimtab.report.verdict import verdict
 from trimtab.report.words import count, cut, day, duration, listed, number
 
-SUMMARY, SETTINGS = "summary.json", "demo.json"
-REFERENCE, FIRST = "sft", "pretrain"
+SETTINGS = "demo.json"
 _COLUMNS = {  # measure -> heading, decimals
     "gold_reward": ("gold reward", 3),
     "learned_reward": ("learned reward", 2),
@@ -45,22 +39,6 @@ _COLUMNS = {  # measure -> heading, decimals
     "ends": ("stories that end", 3),
 }
 _REQUESTS = 3  # whose stories are shown
-_CLOUDS = ("sft", "ppo", "dpo", "simpo")
-
-
-class Summary(Lenient):
-    """summary.json, as ``world/demo.py`` writes it."""
-
-    seed: int
-    seeds: int
-    requests: int
-    tellings: int
-    intervals: str
-    kl: str
-    demonstrations_gold_reward: float
-    models: dict[str, dict[str, Measured]]
-    seconds: float | None = None
-    stages: dict[str, str] = Field(default_factory=dict[str, str])  # name -> what it does
 
 
 def is_demo(folder: Path) -> bool:
@@ -82,7 +60,7 @@ def demo_page(folder: Path) -> Page:
     runs = stages_of(ladder)
     sections = [
         Section("result", "The result", result(found)),
-        Section("charts", "Gold reward, KL, length", charts(found, ladder, runs)),
+        Section("charts", "Frontier: gold reward, KL, length", charts(found, ladder, runs)),
         Section("samples", "The same requests before and after", samples(ladder, found)),
         parts.ladder(runs, found.stages or None) if runs else Section("ladder", "The ladder", []),
         Section("calibration", "Calibration of the reward model", _calibration(runs)),
@@ -213,83 +191,7 @@ def _cell(model: str, key: str, measures: dict[str, Measured], places: int) -> s
     return measures[key].words(places)
 
 
-def charts(found: Summary, ladder: Path, runs: Sequence[Run]) -> list[Block]:
-    """Frontier, gold against proxy, win rates, reward against length."""
-    models = found.models
-    drawn: list[Figure] = []
-    if all("kl" in one and "gold_reward" in one for one in models.values()):
-        places = {n: [Place(n, one["kl"], one["gold_reward"])] for n, one in models.items()}
-        chart = plane(
-            places, title="Gold reward against KL", x="KL to sft, nats a story", y="gold reward"
-        )
-        drawn.append(Figure(chart, _FRONTIER))
-    if all("learned_reward" in one and "gold_reward" in one for one in models.values()):
-        places = {
-            n: [Place(n, one["learned_reward"], one["gold_reward"])] for n, one in models.items()
-        }
-        chart = plane(
-            places,
-            title="Gold against learned reward",
-            x="learned reward (proxy)",
-            y="gold reward",
-        )
-        drawn.append(Figure(chart, _PROXY))
-    wins = {n: one["win_rate"] for n, one in models.items() if n != REFERENCE and "win_rate" in one}
-    if wins:
-        chart = by_name(
-            wins,
-            title="Whose story is better: the model's or sft's?",
-            unit="share of pairs that the model wins",
-            reference=(0.5, "even"),
-        )
-        drawn.append(Figure(chart, "By gold reward, on the same request; a tie counts one half."))
-    if (chart := _lengths(ladder, models)) is not None:
-        drawn.append(chart)
-    for run in runs:
-        if tables := rollout_tables(run):
-            chart = gold_and_proxy(tables, run)
-            drawn += [] if chart is None else [chart]
-    return [Figures(drawn)] if drawn else []
-
-
-_FRONTIER = (
-    "Up is better, left is nearer to the model they start from. A method that lies above and left "
-    "of another gains more for less change. Bars are 95 % intervals."
-)
-_PROXY = (
-    "The proxy is what ppo was trained to raise. Where a model lies right of the others without "
-    "lying above them, it has learned what the reward model likes rather than what is good."
-)
-
-
-def _lengths(ladder: Path, models: dict[str, Any]) -> Figure | None:
-    series: list[Series] = []
-    for name in _CLOUDS:
-        rows = stories(ladder, name) if name in models else []
-        if points := cloud(rows, "tokens", "gold", most=90):
-            series.append(Series(name, points, joined=False, marks="small"))
-    if not series:
-        return None
-    chart = line_chart(
-        series,
-        title="Gold reward and length of single stories",
-        x=Axis("length, tokens"),
-        y=Axis("gold reward"),
-    )
-    return Figure(
-        bare(chart),
-        "Every point is a story. A cloud that moves to the right as it rises is a model that has "
-        "learned to write more.",
-    )
-
-
 # ---------------------------------------------------------------------- samples
-
-
-def stories(ladder: Path, model: str) -> list[Record]:
-    """The stories of a model; none where the file is not there."""
-    path = ladder / "stories" / f"{model}.jsonl"
-    return read.records(path)
 
 
 def samples(ladder: Path, found: Summary) -> list[Block]:

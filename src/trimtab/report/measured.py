@@ -12,7 +12,7 @@ from trimtab.report.panels import Panel, panel_chart
 from trimtab.report.svg import SERIES_COUNT, bare
 from trimtab.report.words import interval
 
-_DOTS = 24  # of a panel
+_DOTS = 480  # of a chart
 
 
 class Lenient(BaseModel):
@@ -70,27 +70,35 @@ def plane(
 ) -> str:
     """Every name's places through one chart; a panel each where they are more than it holds.
 
-    ``base`` is where all start. ``dots`` are further places of a name, which only panels have room
-    for.
+    ``base`` is where all start, and lines of several places with it. ``dots`` are further places
+    of a name, drawn small behind its line, and evenly thinned where they are very many.
     """
+    start_at = None if base is None else _point(base)
+    most = _DOTS // max(1, len(lines))
+    faint = {
+        name: _thinned([_point(one) for one in (dots or {}).get(name, []) if one not in line], most)
+        for name, line in lines.items()
+    }
     if len(lines) + (base is not None) <= SERIES_COUNT:
-        start = {} if base is None else {base.name: [base]}
-        series = [
-            Series(name, [_point(one) for one in line], joined=len(line) > 1)
-            for name, line in [*start.items(), *lines.items()]
+        series = [] if base is None else [Series(base.name, [_point(base)], joined=False)]
+        series += [
+            Series(
+                name,
+                [_point(one) for one in line],
+                joined=len(line) > 1,
+                start=start_at if len(line) > 1 else None,
+                faint=faint[name],
+            )
+            for name, line in lines.items()
         ]
         return bare(line_chart(series, title=title, x=Axis(x), y=Axis(y)))
-    panels = [
-        Panel(
-            name,
-            [_point(one) for one in line],
-            [_point(one) for one in (dots or {}).get(name, [])[:_DOTS] if one not in line],
-        )
-        for name, line in lines.items()
-    ]
-    start_at = None if base is None else _point(base)
+    panels = [Panel(name, [_point(p) for p in line], faint[name]) for name, line in lines.items()]
     note = "Grey: the other methods."
     return bare(panel_chart(panels, title=title, x=Axis(x), y=Axis(y), note=note, start=start_at))
+
+
+def _thinned(points: list[Point], most: int) -> list[Point]:
+    return points[:: max(1, -(-len(points) // most))]
 
 
 def _point(one: Place) -> Point:

@@ -21,6 +21,8 @@ from statistics import mean
 from typing import Any
 
 from trimtab.errors import UsageError
+from trimtab.report.demo_charts import frontier_chart
+from trimtab.report.demo_file import Summary
 from trimtab.report.page import report_line
 from trimtab.training.files import write_atomic
 from trimtab.world.corpus import (
@@ -30,7 +32,7 @@ from trimtab.world.corpus import (
     train_requests,
     write_jsonl,
 )
-from trimtab.world.demo_frontier import SHARE, chart, frontier, on_the_way, place_of, waypoint
+from trimtab.world.demo_frontier import SHARE, frontier, on_the_way, place_of, waypoint
 from trimtab.world.demo_report import (
     KL_ESTIMATOR,
     REFERENCE,
@@ -91,8 +93,9 @@ def run_demo(*, output_dir: str, seed: int = 0, seeds: int = 1, fast: bool = Fal
     summary = _summary(ladders, size, {"seed": seed, "seeds": seeds, "fast": fast})
     summary["seconds"] = round(time.perf_counter() - start, 1)
     _report(summary, ladders[0], folder)
-    drawn = chart(summary["frontier"], summary["models"][REFERENCE]["gold_reward"])
-    write_atomic(folder / "frontier.svg", drawn.encode())
+    drawn = frontier_chart(Summary.model_validate(summary))
+    if drawn is not None:
+        write_atomic(folder / "frontier.svg", drawn.encode())
     # Last: this file says that the demo is finished.
     write_atomic(folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     _say(report_line(folder))

@@ -2,7 +2,7 @@
 
 Aligned stages keep ``POINTS`` checkpoints. Each tells stories on the first of the held-out requests
 of the result, whose whole set the model at the end is asked; gold reward over KL to sft is drawn as
-``frontier.svg``.
+``frontier.svg`` and in the report (``report/demo_charts.py``).
 """
 
 from __future__ import annotations
@@ -83,27 +83,3 @@ def _interval(told: Sequence[Stories], field: str, tellings: int) -> dict[str, f
     cells = np.array([[line[field] for line in one] for one in told], dtype=np.float64)
     found = crossed_mean(cells.reshape(len(told), -1, tellings).mean(axis=2))
     return {"mean": found.mean, "low": found.low, "high": found.high}
-
-
-def chart(frontier: Sequence[Mapping[str, Any]], start: Mapping[str, float]) -> str:
-    """Gold reward over KL, a panel a method; ``start`` is sft's gold reward."""
-    from trimtab.report.charts import Axis, Point
-    from trimtab.report.panels import Panel, panel_chart
-
-    def point(name: str, one: Mapping[str, Any]) -> Point:
-        gold, kl = one["gold"], one["kl"]["mean"]
-        when = "its end" if one["step"] is None else f"step {one['step']}"
-        hint = f"{name}, {when}: KL {kl:.2f}, gold {gold['mean']:.3f}"
-        return Point(kl, gold["mean"], gold["low"], gold["high"], hint)
-
-    return panel_chart(
-        [
-            Panel(one["method"], [point(one["method"], p) for p in one["points"]])
-            for one in frontier
-        ],
-        title="Gold reward gained for distance from sft",
-        note="A mark a checkpoint, the start at the left. Bars: 95 %. Grey: the others.",
-        x=Axis("KL to sft, nats a story", 0.0),
-        y=Axis("gold reward"),
-        start=Point(0.0, start["mean"], start["low"], start["high"]),
-    )

@@ -253,15 +253,14 @@ def _ppo(folder: Path, size: Size, common: dict[str, Any]) -> Stage:
 def on_policy(folder: Path, common: dict[str, Any], prompts: int) -> dict[str, Any]:
     """What on-policy runs from the demo's sft model have in common; ``prompts`` a rollout.
 
-    The gold reward is logged beside the learned one and, with a weight of 0, optimised by nobody.
+    The gold reward is watched beside the learned one, and optimised by nobody.
     """
     return {
         **common,
         "model_name_or_path": str(folder / "sft"),
         "dataset_name": str(folder / "data" / "prompts.jsonl"),
         "reward_model": str(folder / "reward"),
-        "reward_funcs": ["trimtab.world.reward:gold"],
-        "reward_weights": [1.0, 0.0],
+        "watch_funcs": ["trimtab.world.reward:gold"],
         "max_completion_length": demo_stories.LONGEST,
         "learning_rate": ON_POLICY_RATE,
         "per_device_train_batch_size": prompts,
