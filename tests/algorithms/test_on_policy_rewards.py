@@ -95,9 +95,9 @@ def test_an_evaluation_that_nobody_could_judge_is_no_number(world: World) -> Non
 @pytest.mark.parametrize(
     ("verb", "keys"),
     [
-        ("ppo", {"whiten_advantages": True}),
         ("ppo", {"whiten_advantages": False}),
-        *(("grpo", {"algorithm": name}) for name in ("grpo", "dapo", "gspo", "reinforce_pp")),
+        ("grpo", {}),
+        ("grpo", {"algorithm": "dapo"}),
         ("rloo", {}),
     ],
 )
