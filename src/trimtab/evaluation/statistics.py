@@ -23,6 +23,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from trimtab.intervals import Interval, t_quantile, tail, wilson_interval
 
+Ends = tuple[float, float]  # of an interval
+
 # Values drawn at a time by the bootstrap: 2 million indices are 16 MB.
 _CHUNK = 2_000_000
 
@@ -191,15 +193,12 @@ def cluster_bootstrap(
     it is undefined (NaN) are left out. One cluster has an unbounded interval; ``n`` counts
     observations.
     """
-    estimate, values, without, n = _resampled(
-        statistic, columns, clusters, confidence, resamples, seed
-    )
-    if len(without) == 1:
-        return Interval(estimate, -np.inf, np.inf, n)
-    if not values.size:
-        return Interval(estimate, np.nan, np.nan, n)
-    low, high = np.quantile(values, bca_levels(values, estimate, without, confidence))
-    return Interval(estimate, float(low), float(high), n)
+
+    def ends(values: NDArray[np.float64], estimate: float, without: NDArray[np.float64]) -> Ends:
+        low, high = np.quantile(values, bca_levels(values, estimate, without, confidence))
+        return float(low), float(high)
+
+    return _bootstrap(statistic, columns, clusters, ends, confidence, resamples, seed)
 
 
 def centred_bootstrap(
@@ -219,30 +218,25 @@ def centred_bootstrap(
     basic bootstrap: Davison and Hinkley 1997, 5.2.1). What is covered is the mean over data sets of
     as many clusters, noise included.
     """
-    estimate, values, without, n = _resampled(
-        statistic, columns, clusters, confidence, resamples, seed
-    )
-    if len(without) == 1:
-        return Interval(estimate, -np.inf, np.inf, n)
-    if not values.size:
-        return Interval(estimate, np.nan, np.nan, n)
     outside = tail(confidence)
-    below, above = np.quantile(values, (outside, 1 - outside)) - values.mean()
-    return Interval(estimate, estimate - float(above), estimate - float(below), n)
+
+    def ends(values: NDArray[np.float64], estimate: float, _: NDArray[np.float64]) -> Ends:
+        below, above = np.quantile(values, (outside, 1 - outside)) - values.mean()
+        return estimate - float(above), estimate - float(below)
+
+    return _bootstrap(statistic, columns, clusters, ends, confidence, resamples, seed)
 
 
-def _resampled(
+def _bootstrap(
     statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
     columns: ArrayLike,
     clusters: Sequence[Hashable] | NDArray[np.int64],
+    ends: Callable[[NDArray[np.float64], float, NDArray[np.float64]], Ends],
     confidence: float,
     resamples: int,
     seed: int,
-) -> tuple[float, NDArray[np.float64], NDArray[np.float64], int]:
-    """The estimate, its resamples where it is defined, it without each cluster, observations.
-
-    Of one cluster there are no resamples.
-    """
+) -> Interval:
+    """``ends`` makes two of resamples [B], the estimate, and it without each cluster [n]."""
     table = np.asarray(columns, dtype=np.float64)
     if table.ndim != 2 or table.size == 0 or len(clusters) != len(table):
         raise ValueError(
@@ -258,7 +252,7 @@ def _resampled(
         estimate = float(statistic(totals.sum(axis=0, keepdims=True))[0])
         without = statistic(totals.sum(axis=0) - totals)
         if len(totals) == 1:
-            return estimate, np.empty(0), without, len(table)
+            return Interval(estimate, -np.inf, np.inf, len(table))
         draws = np.random.Generator(np.random.Philox(key=seed))
         rows = max(1, _CHUNK // len(totals))
         found: list[NDArray[np.float64]] = []
@@ -267,7 +261,10 @@ def _resampled(
             counts = _counts(draws, min(rows, resamples - start), len(totals))
             found.append(statistic(counts @ totals))
     values = np.concatenate(found)
-    return estimate, values[~np.isnan(values)], without, len(table)
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return Interval(estimate, np.nan, np.nan, len(table))
+    return Interval(estimate, *ends(values, estimate, without), len(table))
 
 
 def bca_levels(

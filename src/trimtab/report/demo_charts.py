@@ -24,22 +24,17 @@ def charts(found: Summary, ladder: Path, runs: Sequence[Run]) -> list[Block]:
     drawn: list[Figure] = []
     if (chart := frontier_chart(found)) is not None:
         drawn.append(Figure(bare(chart), _FRONTIER))
-    if places := _ends(models, "kl"):
-        chart = plane(
-            places,
-            title="Gold reward against KL, every model at its end",
-            x="KL to sft, nats a story",
-            y="gold reward",
-        )
-        drawn.append(Figure(chart, _AT_END))
-    if places := _ends(models, "learned_reward"):
-        chart = plane(
-            places,
-            title="Gold against learned reward",
-            x="learned reward (proxy)",
-            y="gold reward",
-        )
-        drawn.append(Figure(chart, _PROXY))
+    for key, title, x, caption in (
+        (
+            "kl",
+            "Gold reward against KL, every model at its end",
+            "KL to sft, nats a story",
+            _AT_END,
+        ),
+        ("learned_reward", "Gold against learned reward", "learned reward (proxy)", _PROXY),
+    ):
+        if places := _ends(models, key):
+            drawn.append(Figure(plane(places, title=title, x=x, y="gold reward"), caption))
     wins = {n: one["win_rate"] for n, one in models.items() if n != REFERENCE and "win_rate" in one}
     if wins:
         chart = by_name(
