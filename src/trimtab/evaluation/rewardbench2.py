@@ -27,7 +27,12 @@ from numpy.typing import NDArray
 from trimtab.errors import DataError
 from trimtab.evaluation.comparisons import ScoredRow
 from trimtab.evaluation.reward_statistics import entry
-from trimtab.evaluation.statistics import Interval, cluster_bootstrap, clustered_share
+from trimtab.evaluation.statistics import (
+    Interval,
+    cluster_bootstrap,
+    clustered_share,
+    weighted_shares,
+)
 from trimtab.intervals import wilson_interval
 
 SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
@@ -63,7 +68,8 @@ def best_of_scores(rows: Sequence[ScoredRow], seed: int = 0) -> dict[str, Any]:
     known = [by_name[name.lower()] for name in SUBSETS if name.lower() in by_name]
     score = None
     if len(known) == len(SUBSETS):
-        score = entry(_mean([one for one, _ in known]), sum(count for _, count in known))
+        mean = weighted_shares([one for one, _ in known], [1] * len(known))
+        score = entry(mean, sum(count for _, count in known))
     return {
         "version": 2,
         "subsets": [{"name": name, **entry(one, n)} for name, (one, n) in shares.items()],
@@ -74,19 +80,6 @@ def best_of_scores(rows: Sequence[ScoredRow], seed: int = 0) -> dict[str, Any]:
 
 def _share(rows: Sequence[ScoredRow]) -> Interval:
     return clustered_share([credit(row) for row in rows], [1] * len(rows))
-
-
-def _mean(shares: Sequence[Interval]) -> Interval:
-    """Of independent shares; the ends keep their distances in squares, as ``weighted_shares``'.
-
-    The score of Ties may be beyond 1, and its interval has no end where there is one couple.
-    """
-    mean = sum(one.mean for one in shares) / len(shares)
-    below, above = (
-        float(np.sqrt(np.sum([(one.mean - one[end]) ** 2 for one in shares]))) / len(shares)
-        for end in (1, 2)
-    )
-    return Interval(mean, mean - below, mean + above, sum(one.n for one in shares))
 
 
 class _Couple(NamedTuple):
