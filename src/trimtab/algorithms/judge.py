@@ -1,8 +1,9 @@
 """Scores of sampled responses: a reward model's, reward functions', or both with weights.
 
 A score is a number, or NaN for a response that is left out: it then enters no statistic and no
-loss. A reward model with the policy's tokenizer reads the very tokens that were sampled; another
-one gets the text, rendered anew with its own tokenizer and template.
+loss. A reward model with the policy's tokenizer reads the very tokens that were sampled, closed by
+the stop token of its own rows; another one gets the text, rendered anew with its own tokenizer and
+template.
 
 Watched rewards judge the same responses and are in no score: what they say of a policy that
 optimises the others tells whether those are being gamed.
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from trimtab.data.rows import CompletionExample, Text
 from trimtab.data.tokenise import Drop
-from trimtab.data.trees import TokenTree
+from trimtab.data.trees import Branch, TokenTree
 from trimtab.errors import RecipeError, RunError
 from trimtab.rewards.functions import OnBad, RewardFunction, call, columns_of, shown
 from trimtab.rewards.reward_model import RewardModel
@@ -100,6 +101,14 @@ def by_reward_model(
     same = same_tokens(model.tokenizer, tokenizer)
 
     def rated(asked: Sequence[Asked], trees: Sequence[TokenTree]) -> Rated:
+        for item, tree in zip(asked, trees, strict=True):
+            length = len(tree.trunk.ids) + len(tree.branches[0].ids)
+            if model.positions is not None and length > model.positions:
+                raise RunError(
+                    f"{key}={model.name!r}: {shown(item.completion, item.tree.origin)}: prompt and "
+                    f"response have {length} tokens, and it reads {model.positions}; lower "
+                    "max_prompt_length or max_completion_length"
+                )
         members = [[one for (one,) in scores] for scores in model.member_scores(trees)]
         means: list[float | None] = []
         apart: list[float] = []
@@ -116,9 +125,17 @@ def by_reward_model(
             apart.append(statistics.stdev(values) if known else math.nan)
         return Rated(means, apart if len(members) > 1 else None)
 
+    stops: dict[bool, int | None] = {}  # of plain prompts and of chats
+
+    def closed(item: Asked) -> TokenTree:
+        plain = isinstance(item.prompt, str)
+        if plain not in stops:
+            stops[plain] = model.stop_after(item.prompt)
+        return with_stop(item, stops[plain], model.positions)
+
     def score(asked: Sequence[Asked]) -> Rated:
         if same:
-            return rated(asked, [item.tree for item in asked])
+            return rated(asked, [closed(item) for item in asked])
         examples = [
             CompletionExample(
                 origin=item.tree.origin, prompt=item.prompt, completion=item.completion
@@ -136,6 +153,24 @@ def by_reward_model(
         return rated(asked, trees)
 
     return score
+
+
+def with_stop(item: Asked, stop: int | None, positions: int | None) -> TokenTree:
+    """The sampled tokens as a reward model has learned to read them: with ``stop`` at their end.
+
+    A score is read at the last token, which was a stop token in every training row; in the middle
+    of a sentence, where a response was cut off, it says next to nothing (docs/algorithms.md). A
+    response that another stop token ended gets this one in its place. Where a response fills all
+    ``positions``, its last token makes room.
+    """
+    (branch,) = item.tree.branches
+    if stop is None or branch.ids[-1] == stop:
+        return item.tree
+    ids = branch.ids[:-1] if item.ended else branch.ids
+    if positions == len(item.tree.trunk.ids) + len(ids):
+        ids = ids[:-1]
+    ids = (*ids, stop)
+    return item.tree._replace(branches=(Branch(ids, (False,) * len(ids)),))
 
 
 def by_function(function: RewardFunction, *, time_limit: float, on_bad: OnBad) -> Score:

@@ -15,9 +15,9 @@ import torch
 
 from trimtab.data.batch import pack, split_by_tokens
 from trimtab.data.chat import ChatRenderer
-from trimtab.data.rows import Example
+from trimtab.data.rows import CompletionExample, Example, Text
 from trimtab.data.tokenise import Drop, TokeniseOptions, tokenise
-from trimtab.data.trees import TokenTree
+from trimtab.data.trees import Origin, TokenTree
 from trimtab.errors import RecipeError
 from trimtab.models import load
 from trimtab.models.attention import unwrap
@@ -105,6 +105,25 @@ class RewardModel:
         """Rows as this model reads them, or why one cannot be read."""
         options = TokeniseOptions(max_length=max_length, scored=True)
         return [tokenise(example, self.renderer, options) for example in examples]
+
+    def stop_after(self, prompt: Text) -> int | None:
+        """The stop token at which rows with such a prompt end, where the score is read.
+
+        None where they end without one: there is no end token, or the template writes none.
+        """
+        said: Text = "." if isinstance(prompt, str) else [{"role": "assistant", "content": "."}]
+        example = CompletionExample(origin=Origin("", 0), prompt=prompt, completion=said)
+        (found,) = self.trees([example])
+        if isinstance(found, Drop):
+            return None
+        last = found[0].branches[0].ids[-1]
+        return last if last in self.renderer.stop_ids else None
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens its members can read, None for any number."""
+        found = [getattr(m.model.config, "max_position_embeddings", None) for m in self.members]
+        return min((one for one in found if one is not None), default=None)
 
     def score_trees(self, trees: Sequence[TokenTree]) -> list[list[float]]:
         """Rewards of every tree's branches; of an ensemble, the members' mean."""
