@@ -183,7 +183,7 @@ def test_a_response_as_one_action(world: World) -> None:
     """Line 4 of whole responses: what a response brought in all, less its prompt's value."""
     keys: dict[str, Any] = {
         "ref_model_name_or_path": str(world.root / "other"), "kl_coef": 0.2, "max_steps": 1,
-        "num_ppo_epochs": 1, "whiten_advantages": False, "truncated_value": "zero", "gamma": 1.0,
+        "num_ppo_epochs": 1, "whiten_advantages": False, "gamma": 1.0,
     }  # fmt: skip
     found = run(world, "ppo", ratio="sequence", **keys)
     one = Experience.load(found.folder / "rollouts" / "rollout_000000.safetensors")
@@ -205,6 +205,23 @@ def test_a_response_as_one_action(world: World) -> None:
     values = one.tokens["advantages"][starts].double()
     assert values.mean().item() == pytest.approx(0, abs=1e-5)
     assert values.std(correction=0).item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("truncated", ["zero", "bootstrap"])
+def test_a_response_that_was_cut_off_counts_once(world: World, truncated: str) -> None:
+    """By its score, or by the value after it in the score's place; never by both."""
+    value = world.run("reward", "pairs", sample_prompts=..., max_steps=1).folder
+    keys: dict[str, Any] = {"kl_coef": 0.0, "missing_eos_penalty": 0.5, "lam": 1.0, "gamma": 1.0}
+    keys |= {"max_steps": 1, "whiten_advantages": False, "truncated_value": truncated}
+    found = run(world, "ppo", num_ppo_epochs=1, value_model=str(value), **keys)
+    one = Experience.load(found.folder / "rollouts" / "rollout_000000.safetensors")
+    r, t = one.responses, one.tokens
+    ended = r["ended"].bool()
+    assert not ended.all() and r["value_after"].abs().min() > 0
+    instead = r["value_after"] - 0.5 if truncated == "bootstrap" else r["raw_score"] - 0.5
+    wanted = torch.where(ended, r["raw_score"], instead)
+    assert t["returns"] == pytest.approx(wanted[one.sequence], abs=1e-5)
+    assert r["score"] == pytest.approx(r["raw_score"] - 0.5 * (~ended), abs=1e-6)  # as logged
 
 
 def test_value_models(world: World) -> None:

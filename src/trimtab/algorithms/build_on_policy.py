@@ -51,6 +51,8 @@ from trimtab.rewards.reward_model import RewardModel
 from trimtab.rollout import Sampler
 from trimtab.training.progress import Progress
 
+REWARD_MODEL = "the reward model, with a new head"
+
 
 class OnPolicyBuilder:
     """Builds the stage around a policy that is ready to train."""
@@ -231,7 +233,7 @@ class OnPolicyBuilder:
         )
 
     def _critic_source(self, recipe: PpoRecipe) -> str:
-        """``shared``, a path, or ``policy``: where the value model starts."""
+        """Where the value model starts: ``shared``, a path, ``REWARD_MODEL`` or ``policy``."""
         if recipe.value_model is not None:
             return recipe.value_model
         if recipe.use_peft:
@@ -240,7 +242,7 @@ class OnPolicyBuilder:
         if model is not None and path is not None and not (Path(path) / MANIFEST).is_file():
             source = load.locate(path, key="reward_model")
             if source.kind == "model" and same_tokens(model.tokenizer, self.rows.tokenizer):
-                return path
+                return REWARD_MODEL
         return "policy"
 
     def _critic(self, recipe: PpoRecipe) -> Critic:
@@ -255,7 +257,13 @@ class OnPolicyBuilder:
         if found == "policy":
             model: Any = copy.deepcopy(inner)
         else:
-            model = self._loaded_critic(found, dtype)
+            path = recipe.reward_model if found == REWARD_MODEL else found
+            model = self._loaded_critic(str(path), dtype)
+        if found == REWARD_MODEL:
+            # Trained at stop tokens, it says nothing at others, and far from nothing: below a
+            # constant by several times the variance of the returns.
+            for parameter in unwrap(model).score.parameters():
+                nn.init.zeros_(parameter)
         if not hasattr(model, "score"):
             attach_head(model, ScoreHead("reward"), std=0.0, seed=0)
         set_head(model, self._value_head())

@@ -90,7 +90,7 @@ class PPO(OnPolicy):
         kl = KL_ESTIMATORS[self.ppo.kl_estimator](tokens["old"], tokens["reference"])
         tokens["kl"] = kl
         beta = self.kl_coef if self.ppo.kl_placement == "reward" else 0.0
-        rewards = token_rewards(responses["score"], kl, sequence, beta)
+        rewards = token_rewards(self._final_scores(responses), kl, sequence, beta)
         tokens["valid"] = responses["valid"][sequence].float()
         if self.ppo.whiten_rewards:
             rewards = whiten(rewards, shift_mean=False, weights=tokens["valid"])
@@ -123,6 +123,17 @@ class PPO(OnPolicy):
             tokens["advantages"] = reward_to_go(rewards, sequence, lengths, gamma=self.ppo.gamma)
         experience.facts["kl_coef"] = self.kl_coef
         experience.facts["next_kl_coef"] = self._next_kl_coef(experience)
+
+    def _final_scores(self, responses: Mapping[str, Tensor]) -> Tensor:
+        """[N]: what the last token brings. The value after a cut stands in its score's place.
+
+        With both, a response that was cut off would count twice: V is the score to come.
+        """
+        scores = responses["score"]
+        if self.critic is None or not self.ppo.bootstrap:
+            return scores
+        fine = scores - responses["raw_score"]
+        return torch.where(responses["ended"].bool(), scores, fine)
 
     def _add_values(self, experience: Experience) -> None:
         assert self.critic is not None

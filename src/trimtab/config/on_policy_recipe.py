@@ -200,14 +200,17 @@ class PpoRecipe(PolicyGradientRecipe):
         default=True, description="Advantages of a rollout get mean 0 and variance 1."
     )
     truncated_value: Literal["bootstrap", "zero"] = Field(
-        default="bootstrap",
-        description="What comes after a response that was cut off: its value there, or nothing.",
+        default="zero",
+        description="A response that was cut off: zero takes its score as final; bootstrap takes "
+        "the value of its last state in the score's place, as if it went on.",
     )
     value_model: Location | None = Field(
         default=None,
         description="Where the value model starts: a model with the policy's tokenizer, or "
         "'shared' for a head on the policy's own backbone; null: with LoRA shared, else the reward "
-        "model if it is a single one with that tokenizer, else a copy of the policy.",
+        "model if it is a single one with that tokenizer, else a copy of the policy, each with a "
+        "head of zeros (the reward model's own has learned to read stop tokens; its path keeps "
+        "it).",
     )
 
     learning_rate: LearningRate = 5e-6

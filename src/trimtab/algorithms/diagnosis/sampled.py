@@ -43,8 +43,8 @@ def _no_value(history: History, facts: Facts) -> Iterator[Finding]:
         "no_value",
         f"the value function explains {now:.2g} of the returns' variance (1 is all of it, below 0 "
         f"is worse than a constant; {start:.2g} at the start): advantages are as noisy as without "
-        "it; start it from the reward model (value_model=REWARD_MODEL), raise vf_coef or "
-        "num_ppo_epochs, set cliprange_value=null if val/clipfrac_avg is high, or take grpo or "
+        "it; raise vf_coef or num_ppo_epochs, set cliprange_value=null if val/clipfrac_avg is "
+        "high, start it from an earlier run's (value_model=RUN/value_model), or take grpo or "
         "rloo, which need none",
         start=start,
         value=now,
