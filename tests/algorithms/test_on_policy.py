@@ -29,11 +29,20 @@ ALGORITHMS = ["grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_pp", "reinfo
 def test_first_mini_batch_has_ratio_one(world: World, temperature: float) -> None:
     """losses.md 5.4: exactly 1 by the trainer's own log-probs, measured for the sampler's."""
     keys = {"temperature": temperature, "max_steps": 1}
-    # Whatever the cuts: the log-probs of before are read in other batches than the first one.
+    # Whatever the cuts: the log-probs of before were read in other batches than the first one.
     for cuts in ({"token_budget": 10_000}, {"token_budget": 40, "num_mini_batches": 2}):
-        own = run(world, "ppo", old_logprobs="trainer", **cuts, **keys).trained[0]
-        assert own["val/ratio"] == pytest.approx(1.0, abs=1e-6)
-        assert own["policy/approxkl_avg"] < 1e-12 and own["policy/clipfrac_avg"] == 0.0
+        for verb, how in (
+            ("ppo", {}),
+            ("ppo", {"ratio": "sequence"}),
+            ("grpo", {}),
+            ("grpo", {"algorithm": "gspo"}),
+        ):
+            own = run(world, verb, old_logprobs="trainer", **cuts, **keys, **how).trained[0]
+            assert own["val/ratio"] == 1.0 and own["policy/approxkl_avg"] == 0.0
+    later = run(
+        world, "ppo", old_logprobs="trainer", num_mini_batches=2, **{**keys, "max_steps": 2}
+    ).trained[1]
+    assert later["policy/approxkl_avg"] > 1e-8  # the weights have moved
     sampled = run(world, "ppo", **keys).trained[0]
     assert sampled["val/ratio"] == pytest.approx(1.0, abs=1e-4)
     assert sampled["objective/kl"] == pytest.approx(0.0, abs=1e-3)

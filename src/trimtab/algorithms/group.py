@@ -24,7 +24,7 @@ from torch import Tensor
 from trimtab.algorithms.experience import Experience
 from trimtab.algorithms.on_policy import OnPolicy, sequence_sums
 from trimtab.algorithms.rollout_log import greatest, least, mean
-from trimtab.algorithms.sampling_gap import gap_metrics
+from trimtab.algorithms.sampling_gap import gap_metrics, old_logprobs
 from trimtab.config.on_policy_recipe import GroupRecipe
 from trimtab.losses.advantages import (
     group_relative,
@@ -228,7 +228,7 @@ class GroupPolicyGradient(OnPolicy):
         """The clipped policy loss, and the KL term."""
         batch, tokens = micro.batch, micro.tokens
         stats = self.policy.token_stats(batch, entropy=True, temperature=self.settings.temperature)
-        logp, old = stats.logp, tokens["old"]
+        logp, old = stats.logp, old_logprobs(stats.logp, tokens)
         lengths = batch.length[: batch.branch_count]
         owner = batch.target_sequence
         g = self.group
@@ -265,7 +265,7 @@ class GroupPolicyGradient(OnPolicy):
     def _kl(self, logp: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:
         name = self.group.kl_estimator
         if name == "k3_weighted":
-            return weighted_kl("k3", logp, tokens["reference"], tokens["old"])
+            return weighted_kl("k3", logp, tokens["reference"], old_logprobs(logp, tokens))
         return KL_ESTIMATORS[name](logp, tokens["reference"])
 
     # ------------------------------------------------------------------ metrics

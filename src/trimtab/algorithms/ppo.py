@@ -29,7 +29,7 @@ from trimtab.algorithms.experience import Experience
 from trimtab.algorithms.on_policy import OnPolicy, move, sequence_sums
 from trimtab.algorithms.policy import frozen
 from trimtab.algorithms.rollout_log import mean
-from trimtab.algorithms.sampling_gap import gap_metrics
+from trimtab.algorithms.sampling_gap import gap_metrics, old_logprobs
 from trimtab.losses.advantages import explained_variance, gae, reward_to_go, token_rewards, whiten
 from trimtab.losses.kl import KL_ESTIMATORS
 from trimtab.losses.packed import last_tokens
@@ -195,7 +195,7 @@ class PPO(OnPolicy):
         else:
             found = clipped_policy_loss(
                 stats.logp,
-                tokens["old"],
+                old_logprobs(stats.logp, tokens),
                 tokens["advantages"],
                 low=self.ppo.cliprange,
                 high=self.ppo.cliprange,
@@ -232,14 +232,14 @@ class PPO(OnPolicy):
         """Lines 1 to 3, and 4 of whole responses: a sum over a response, mean over responses."""
         batch, tokens = micro.batch, micro.tokens
         valid, gain = tokens["valid"], tokens["advantages"]
-        owner = batch.target_sequence
+        owner, old = batch.target_sequence, old_logprobs(logp, tokens)
         if self.ppo.ratio == "sequence":
             lengths = batch.length[: batch.branch_count]
-            ratio = sequence_ratio(logp, tokens["old"], owner, lengths, kind="sum")
+            ratio = sequence_ratio(logp, old, owner, lengths, kind="sum")
             last = last_tokens(owner, batch.branch_count)  # one entry a response
             gain, valid = gain[last], valid[last]
         else:
-            ratio = token_ratio(logp, tokens["old"])
+            ratio = token_ratio(logp, old)
         if self.ppo.objective == "on_policy":
             losses = importance_loss(ratio / ratio.detach(), gain)  # d log pi, at any ratio
         elif self.ppo.objective == "importance":
@@ -257,9 +257,9 @@ class PPO(OnPolicy):
     # ------------------------------------------------------------------ metrics
 
     def _ratio_metrics(self, logp: Tensor, micro: Micro) -> dict[str, Metric]:
-        valid = micro.tokens["valid"]
-        difference = (logp.detach() - micro.tokens["old"]) * valid
-        ratio = token_ratio(logp.detach(), micro.tokens["old"])
+        valid, old = micro.tokens["valid"], old_logprobs(logp, micro.tokens)
+        difference = (logp.detach() - old) * valid
+        ratio = token_ratio(logp.detach(), old)
         count = float(valid.sum())
         clip = self.ppo.cliprange
         return gap_metrics(logp, micro.tokens) | {

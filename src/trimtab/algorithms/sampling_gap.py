@@ -29,6 +29,18 @@ def keep_recorded(micros: Sequence[Micro]) -> None:
             micro.tokens = {**tokens, RECORDED: tokens.get("sampled", tokens["old"])}
 
 
+def old_logprobs(logp: Tensor, tokens: Mapping[str, Tensor]) -> Tensor:
+    """[M] log-probs of the policy that sampled, without gradient; ``logp`` [M] are the policy's.
+
+    With ``old_logprobs=trainer`` those of a rollout's first step are the policy's own, to the bit:
+    its ratios are exactly 1. ``old`` was read in batches of another composition, which round
+    otherwise, and is what later steps compare with.
+    """
+    if RECORDED in tokens and "sampled" in tokens:
+        return logp.detach()
+    return tokens["old"]
+
+
 def gap_metrics(logp: Tensor, tokens: Mapping[str, Tensor]) -> dict[str, Metric]:
     """The gap over tokens [M], under TRL's names; nothing on steps that ``keep_recorded`` left out.
 
