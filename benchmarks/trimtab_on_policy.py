@@ -41,6 +41,7 @@ class Watch:
     def install(self) -> None:
         """Put itself around the loop's steps and the collection of rollouts."""
         from trimtab.algorithms.on_policy import OnPolicy
+        from trimtab.rewards.reward_model import RewardModel
         from trimtab.rollout import Sampler
         from trimtab.training.loop import Loop
 
@@ -75,6 +76,8 @@ class Watch:
         OnPolicy.sampled = replayed  # type: ignore[method-assign]
         OnPolicy.collect = noted  # type: ignore[method-assign]
         Sampler.__init__ = endless  # type: ignore[method-assign]
+        # Nobody ends here, and TRL reads a score at the last sampled token.
+        RewardModel.stop_after = lambda *_: None  # type: ignore[method-assign]
 
     def replay(self, stage: Any, sampled: Any) -> Any:
         """The fixed responses in the place of the sampled ones; log-probs are the trainer's."""
