@@ -224,11 +224,43 @@ def test_a_response_that_was_cut_off_counts_once(world: World, truncated: str) -
     assert r["score"] == pytest.approx(r["raw_score"] - 0.5 * (~ended), abs=1e-6)  # as logged
 
 
+def test_a_critic_from_the_reward_model_has_a_new_head(world: World) -> None:
+    """Its path keeps the head, and the offset of the rewards with it."""
+    own = world.run("reward", "pairs", sample_prompts=..., max_steps=3).folder
+    keys: dict[str, Any] = {"reward_funcs": None, "reward_model": str(own), "max_steps": 1}
+    begun: list[dict[str, torch.Tensor]] = []
+    for value in (None, str(own)):
+        found = run(world, "ppo", **dict(keys), value_model=value, kl_coef=0.0)
+        one = Experience.load(found.folder / "rollouts" / "rollout_000000.safetensors")
+        begun.append({**one.tokens, **one.responses})
+    new, old = begun
+    assert new["values"].std() == 0 and old["values"].std() > 1e-3
+    mean = new["returns"].mean().item()
+    assert new["values"].mean().item() == pytest.approx(mean, abs=1e-5)
+    # At a stop token the head that was kept gives the reward.
+    ended = old["ended"].bool()
+    reward = RewardModel.load(own)
+    assert reward.offset != 0
+    whole = Experience.load(found.folder / "rollouts" / "rollout_000000.safetensors")
+    trees = [t._replace(branches=(b,)) for t in whole.trees for b in t.branches]
+    scores = torch.tensor([score for (score,) in reward.score_trees(trees)])
+    assert old["value_after"] == pytest.approx(scores, abs=1e-5)
+    assert old["raw_score"][ended] == pytest.approx(scores[ended], abs=1e-5)
+
+
 def test_value_models(world: World) -> None:
+    keys: dict[str, Any] = {"max_steps": 3, "num_ppo_epochs": 3, "learning_rate": 1e-3}
     for value in ("shared", str(world.root / "other"), None):
-        found = run(world, "ppo", value_model=value, max_steps=3, num_ppo_epochs=3)
+        found = run(world, "ppo", value_model=value, **keys)
         first, last = found.trained[0], found.trained[2]
         assert last["loss/value_avg"] < first["loss/value_avg"], value
+    # A rate of its own: the same first losses, and values that move further.
+    slow, fast = (
+        run(world, "ppo", **keys, value_learning_rate=rate).trained for rate in (1e-3, 5e-3)
+    )
+    assert slow[0]["loss/value_avg"] == fast[0]["loss/value_avg"]
+    assert slow[1]["loss/value_avg"] != pytest.approx(fast[1]["loss/value_avg"], rel=1e-3)
+    assert slow[1]["loss/policy_avg"] == pytest.approx(fast[1]["loss/policy_avg"], abs=1e-7)
     lora = run(world, "ppo", use_peft=True, lora_r=2, max_steps=2, self_check=True)
     assert (lora.folder / "adapter_model.safetensors").is_file()
 

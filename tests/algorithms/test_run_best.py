@@ -211,7 +211,10 @@ def test_a_diagnosis_is_logged_told_and_ends_the_run(
 
 @pytest.mark.parametrize("value", [None, "shared"])
 def test_the_value_model_is_kept(world: World, value: str | None) -> None:
-    """transformers gives the values that the critic would, and a next run takes it."""
+    """transformers gives the values that the critic would, and a next run takes it.
+
+    A new head begins at the first rollout's mean return, which the config keeps as an offset.
+    """
     found = ppo(world, value_model=value, num_ppo_epochs=2, max_steps=4)
     folder = found.folder / "value_model"
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -227,12 +230,16 @@ def test_the_value_model_is_kept(world: World, value: str | None) -> None:
         states = model.model(input_ids=ids).last_hidden_state[:, -1]
     assert value_after.shape == (1, 1)
     assert torch.allclose(value_after, states @ head.T, atol=1e-5)
+    offset = json.loads((folder / "config.json").read_text())["reward_offset"]
+    begun = Experience.load(found.folder / "rollouts" / "rollout_000000.safetensors").tokens
+    assert begun["values"] == pytest.approx(torch.full_like(begun["values"], -offset), abs=1e-5)
+    assert offset == pytest.approx(-begun["returns"].mean().item(), abs=1e-5) and offset != 0
     again = ppo(world, value_model=str(folder), max_steps=1, old_logprobs="trainer")
     first = Experience.load(again.folder / "rollouts" / "rollout_000000.safetensors")
     at = first.trees[0]
     text = torch.tensor([[*at.trunk.ids, *at.branches[0].ids]])
     with torch.no_grad():
-        expected = float(model(input_ids=text).logits)
+        expected = float(model(input_ids=text).logits) - offset
     assert float(first.responses["value_after"][0]) == pytest.approx(expected, abs=1e-5)
 
 

@@ -68,3 +68,22 @@ def test_norms_and_biases_do_not_decay() -> None:
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert decay[id(net[0].weight)] == 0.5
     assert decay[id(net[0].bias)] == decay[id(net[1].weight)] == 0.0
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_part_with_a_rate_of_its_own(name: str) -> None:
+    """Its first step is that many times as long, and nothing else's is."""
+    moved: list[dict[str, torch.Tensor]] = []
+    for factors in ({}, {"0.": 10.0}):
+        net = model()
+        before = {k: v.clone() for k, v in net.named_parameters()}
+        optimizer = build_optimizer(
+            dict(net.named_parameters()), name=name, weight_decay=0.0, rate_factors=factors
+        )
+        step(net, optimizer, 0)
+        moved.append({k: v.detach() - before[k] for k, v in net.named_parameters()})
+    plain, faster = moved
+    assert any(key.startswith("0.") for key in plain) and any(key[0] != "0" for key in plain)
+    for key, value in plain.items():
+        factor = 10.0 if key.startswith("0.") else 1.0
+        assert torch.allclose(faster[key], factor * value, atol=1e-6), key

@@ -38,6 +38,7 @@ from trimtab.models.hub import is_scored
 from trimtab.models.score_head import (
     ScoreHead,
     attach_head,
+    head_of,
     scored_class,
     set_head,
     without_output_head,
@@ -251,9 +252,10 @@ class OnPolicyBuilder:
         dtype = next(inner.parameters()).dtype
         if found == "shared":
             width = inner.config.get_text_config().hidden_size
-            head = nn.Linear(width, 1, bias=False).to(device=self.policy.device, dtype=dtype)
-            nn.init.zeros_(head.weight)
-            return Critic(head, self.policy.layout, self._kept_head(inner), shared=True)
+            layer = nn.Linear(width, 1, bias=False).to(device=self.policy.device, dtype=dtype)
+            nn.init.zeros_(layer.weight)
+            kept = self._kept_head(inner)
+            return Critic(layer, self.policy.layout, kept, shared=True, new=True)
         if found == "policy":
             model: Any = copy.deepcopy(inner)
         else:
@@ -262,14 +264,18 @@ class OnPolicyBuilder:
         if found == REWARD_MODEL:
             # Trained at stop tokens, it says nothing at others, and far from nothing: below a
             # constant by several times the variance of the returns.
-            for parameter in unwrap(model).score.parameters():
-                nn.init.zeros_(parameter)
-        if not hasattr(model, "score"):
+            nn.init.zeros_(unwrap(model).score.weight)
+        own = head_of(model)
+        new = own is None or found == REWARD_MODEL
+        if own is None:
             attach_head(model, ScoreHead("reward"), std=0.0, seed=0)
-        set_head(model, self._value_head())
+        head = self._value_head()
+        set_head(model, head)
         model.requires_grad_(True)
         without_output_head(model)
-        return Critic(model, choose_layout(model, recipe.attn_layout).layout, self._value_head())
+        layout = choose_layout(model, recipe.attn_layout).layout
+        offset = 0.0 if own is None or new else -own.offset
+        return Critic(model, layout, head, new=new, offset=offset)
 
     def _kept_head(self, model: Any) -> ScoreHead | None:
         """The head as it is saved with the policy's weights; None where no class takes it."""

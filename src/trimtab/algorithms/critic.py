@@ -28,17 +28,22 @@ class Values(NamedTuple):
     ends: Tensor
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Critic:
     """``model`` has a ``score`` head; for a shared backbone it is that head alone.
 
     ``head`` is what is saved of the head beside its weights; None: it cannot be saved.
+    ``offset`` is added to all values. A ``new`` head is all zeros, and its offset then is the first
+    rollout's mean return: values that are far off in the mean would be a reward for ending sooner
+    or later, as advantages see the end of a response by powers of lambda.
     """
 
     model: nn.Module
     layout: Layout
     head: ScoreHead | None
     shared: bool = False
+    new: bool = False
+    offset: float = 0.0
 
     def values(self, batch: TreeBatch, policy: Hidden | None = None) -> Values:
         """Values of a batch; ``policy`` are the policy's states, which a shared critic reads."""
@@ -56,6 +61,8 @@ class Critic:
         A shared critic takes the policy's weights with it; on a policy with an adapter it is an
         adapter, too, with the head among its tensors.
         """
+        if self.head is not None:
+            self.head.offset = -self.offset  # which readers take off
         if not self.shared:
             save_model(self.model, tokenizer, folder, stop_ids=stop_ids)
             verify_saved(folder, self.model, tokenizer)
@@ -76,4 +83,4 @@ class Critic:
     def _read(self, states: Tensor) -> Tensor:
         head: Any = self.model if self.shared else unwrap(self.model).score
         found = head(states)
-        return found.to(accumulation_dtype(found.dtype)).squeeze(-1)
+        return found.to(accumulation_dtype(found.dtype)).squeeze(-1) + self.offset

@@ -96,6 +96,8 @@ class PPO(OnPolicy):
             rewards = whiten(rewards, shift_mean=False, weights=tokens["valid"])
         tokens["rewards"] = rewards
         if self.critic is not None:
+            if self.critic.new and experience.number == 0:
+                self.critic.offset = self._mean_return(experience)
             self._add_values(experience)
             after = responses["value_after"] * (~responses["ended"].bool()).float()
             whole = self.ppo.ratio == "sequence"
@@ -134,6 +136,17 @@ class PPO(OnPolicy):
             return scores
         fine = scores - responses["raw_score"]
         return torch.where(responses["ended"].bool(), scores, fine)
+
+    def _mean_return(self, experience: Experience) -> float:
+        """What is still to come at a token, on average; of responses whose end has its score."""
+        tokens, sequence = experience.tokens, experience.sequence
+        weights = tokens["valid"]
+        if self.ppo.bootstrap:
+            weights = weights * experience.responses["ended"][sequence].float()
+        to_come = reward_to_go(
+            tokens["rewards"], sequence, experience.lengths, gamma=self.ppo.gamma
+        )
+        return ((to_come * weights).sum() / weights.sum().clamp(min=1)).item()
 
     def _add_values(self, experience: Experience) -> None:
         assert self.critic is not None
@@ -303,9 +316,12 @@ class PPO(OnPolicy):
         return (lambda f: critic.save(model, tokenizer, f / VALUE_MODEL, stop_ids=stop_ids),)
 
     def state_dict(self) -> dict[str, Any]:
-        """The controller's coefficient; the rollout itself is in its file."""
-        return {"kl_coef": self.kl_coef}
+        """The controller's coefficient, where values begin; the rollout itself is in its file."""
+        offset = None if self.critic is None else self.critic.offset
+        return {"kl_coef": self.kl_coef, "value_offset": offset}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what ``state_dict`` gave."""
         self.kl_coef = float(state["kl_coef"])
+        if self.critic is not None:
+            self.critic.offset = float(state["value_offset"])

@@ -202,6 +202,7 @@ def _self_check(built: Built, folder: Path, progress: Progress) -> None:
 def _settings(recipe: Any, total_steps: int) -> LoopSettings:
     """The loop's own keys, with shares of all steps turned into steps."""
     samples = recipe.sample_prompts != 0 and recipe.sample_prompts != []
+    value_rate = getattr(recipe, "value_learning_rate", None)
     return LoopSettings(
         learning_rate=recipe.learning_rate,
         schedule=recipe.lr_scheduler_type,
@@ -225,6 +226,7 @@ def _settings(recipe: Any, total_steps: int) -> LoopSettings:
         )
         if recipe.metric_for_best_model is not None
         else None,
+        rate_factors={} if value_rate is None else {"value.": value_rate / recipe.learning_rate},
     )
 
 

@@ -23,6 +23,16 @@ from trimtab.config.values import (
 KlEstimator = Literal["k1", "k2", "k3"]
 
 
+VALUE_KEYS = (
+    "value_model",
+    "value_learning_rate",
+    "vf_coef",
+    "lam",
+    "cliprange_value",
+    "truncated_value",
+)
+
+
 class RolloutKeys(Keys):
     """What is sampled, and how it is judged."""
 
@@ -192,7 +202,13 @@ class PpoRecipe(PolicyGradientRecipe):
     )
     vf_coef: Number = Field(default=0.1, ge=0, description="Weight of the value loss.")
     gamma: Number = Field(default=1.0, gt=0, le=1, description="Discount.")
-    lam: Number = Field(default=0.95, ge=0, le=1, description="Lambda of the advantage estimate.")
+    lam: Number = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Lambda of the advantage estimate: below 1 less noise, and values that are "
+        "wrong bias it.",
+    )
     whiten_rewards: bool = Field(
         default=False, description="Divide token rewards by their standard deviation."
     )
@@ -209,11 +225,15 @@ class PpoRecipe(PolicyGradientRecipe):
         description="Where the value model starts: a model with the policy's tokenizer, or "
         "'shared' for a head on the policy's own backbone; null: with LoRA shared, else the reward "
         "model if it is a single one with that tokenizer, else a copy of the policy, each with a "
-        "head of zeros (the reward model's own has learned to read stop tokens; its path keeps "
-        "it).",
+        "new head (the reward model's own has learned to read stop tokens; its path keeps it).",
     )
 
     learning_rate: LearningRate = 5e-6
+    value_learning_rate: LearningRate | None = Field(
+        default=None,
+        description="Peak rate of the value model (of its head, where it is shared); null: "
+        "learning_rate.",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> PpoRecipe:
@@ -225,7 +245,7 @@ class PpoRecipe(PolicyGradientRecipe):
         if self.kl_placement == "literal" and self.objective not in ("importance", "clip_reward"):
             conflict("kl_placement", "literal belongs to the objectives importance and clip_reward")
         if self.objective != "clip_advantage":
-            for key in ("value_model", "vf_coef", "lam", "cliprange_value", "truncated_value"):
+            for key in VALUE_KEYS:
                 if getattr(self, key) != type(self).model_fields[key].default:
                     conflict(key, f"objective={self.objective} has no value model; remove it")
         elif self.ratio == "sequence" and self.lam != type(self).model_fields["lam"].default:

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,6 +60,7 @@ class LoopSettings:
     sample_steps: int | None
     eval_on_start: bool
     best: BestRule | None = None
+    rate_factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -108,6 +109,7 @@ class Loop:
             weight_decay=settings.weight_decay,
             betas=settings.betas,
             epsilon=settings.epsilon,
+            rate_factors=settings.rate_factors,
         )
         self.state = RunState()
         self.best = Best()

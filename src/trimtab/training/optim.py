@@ -15,17 +15,24 @@ def build_optimizer(
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
+    rate_factors: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """``adamw``, ``rmsprop`` or ``sgd``; biases and norms (tensors of one axis) do not decay.
 
-    The learning rate is set before every step by the loop, from the schedule.
+    The learning rate is set before every step by the loop, from the schedule: times a factor where
+    ``rate_factors`` has one for how a parameter's name begins.
     """
-    decayed = [p for p in parameters.values() if p.ndim >= 2]
-    plain = [p for p in parameters.values() if p.ndim < 2]
+    members: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for factor in (1.0, *(rate_factors or {}).values()):
+        members |= {(weight_decay, factor): [], (0.0, factor): []}
+    for label, parameter in parameters.items():
+        found = [f for start, f in (rate_factors or {}).items() if label.startswith(start)]
+        decay = weight_decay if parameter.ndim >= 2 else 0.0
+        members[decay, found[0] if found else 1.0].append(parameter)
     groups = [
-        {"params": members, "weight_decay": decay}
-        for members, decay in ((decayed, weight_decay), (plain, 0.0))
-        if members
+        {"params": some, "weight_decay": decay, "rate_factor": factor}
+        for (decay, factor), some in members.items()
+        if some
     ]
     if name == "adamw":
         fused = all(p.device.type in ("cpu", "cuda", "mps") for p in parameters.values())
@@ -37,9 +44,9 @@ def build_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of all groups."""
+    """Set the rate of all groups, each times its factor."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate_factor"]
 
 
 def optimizer_tensors(

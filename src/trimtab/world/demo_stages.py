@@ -45,6 +45,7 @@ PASSES = 4  # over a rollout
 PAIR_RATE = 3e-4
 REWARD_RATE = 1e-3
 ON_POLICY_RATE = 3e-4
+VALUE_RATE = 1e-3  # a head that begins at nothing has far to go in 48 steps
 
 
 class Stage(NamedTuple):
@@ -240,6 +241,7 @@ def _ppo(folder: Path, size: Size, common: dict[str, Any]) -> Stage:
         "likelier, held near the sft model and, by the ptx term, to the text of pretraining",
         {
             **on_policy(folder, common, size.ppo_stories),
+            "value_learning_rate": VALUE_RATE,
             "mix": ptx(folder),
             "max_steps": size.ppo_rollouts * PASSES,
             "logging_steps": PASSES,

@@ -89,8 +89,9 @@ CATALOGUE: dict[str, Described] = {
         f"{limits.NOTHING}, and does not rise (or half of the run is done)",
         "advantages are as noisy as without a value function; policy and value may not share a "
         "learning rate that suits both",
-        "raise vf_coef or num_ppo_epochs, cliprange_value=null where val/clipfrac_avg is high, "
-        "start it from an earlier run's (value_model=RUN/value_model), or take grpo or rloo",
+        "a higher rate for it (value_learning_rate, 3 to 10 times learning_rate), more "
+        "num_ppo_epochs, cliprange_value=null where val/clipfrac_avg is high, an earlier run's "
+        "values (value_model=RUN/value_model), or grpo or rloo",
         "val/explained_variance",
         "arXiv:1506.02438",
     ),

@@ -43,9 +43,9 @@ def _no_value(history: History, facts: Facts) -> Iterator[Finding]:
         "no_value",
         f"the value function explains {now:.2g} of the returns' variance (1 is all of it, below 0 "
         f"is worse than a constant; {start:.2g} at the start): advantages are as noisy as without "
-        "it; raise vf_coef or num_ppo_epochs, set cliprange_value=null if val/clipfrac_avg is "
-        "high, start it from an earlier run's (value_model=RUN/value_model), or take grpo or "
-        "rloo, which need none",
+        "it; give it a higher rate (value_learning_rate, 3 to 10 times learning_rate), more "
+        "num_ppo_epochs, cliprange_value=null if val/clipfrac_avg is high, or an earlier run's "
+        "values (value_model=RUN/value_model), or take grpo or rloo, which need none",
         start=start,
         value=now,
     )
