@@ -47,6 +47,10 @@ NOTES: Mapping[tuple[str, str], str] = {
     ("OnlineDPOConfig", "beta"): "one number: no other one for every epoch",
     ("OnlineDPOConfig", "loss_type"): "`sigmoid` is `dpo`, and `ipo` has that name here, too; any "
     "`--loss` of the family of pairs",
+    (
+        "PPOConfig",
+        "lam",
+    ): "one score, at the end: below 1 the first tokens see it through values that are still wrong",
     ("PPOConfig", "learning_rate"): "that of arXiv:1909.08593's code",
     ("PPOConfig", "temperature"): "ratios are of the distribution that was sampled",
     ("PPOConfig", "response_length"): "`completions/clipped_ratio` says when it is too short",
