@@ -324,4 +324,4 @@ class PPO(OnPolicy):
         """Put back what ``state_dict`` gave."""
         self.kl_coef = float(state["kl_coef"])
         if self.critic is not None:
-            self.critic.offset = float(state["value_offset"])
+            self.critic.offset = float(state.get("value_offset") or 0.0)  # older checkpoints: none
